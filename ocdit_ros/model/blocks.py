@@ -1,0 +1,131 @@
+# Copyright 2026 ocdit_ros contributors
+#
+# SPDX-License-Identifier: Apache-2.0
+
+"""Step 7 of the paper: the decoder block, and the attention it is made of."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """Map [N, n, d_e] -> [N, heads, n, d_e / heads]."""
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """Inverse of `split_heads`."""
+    return x.transpose(1, 2).flatten(2)
+
+
+class CrossAttention(nn.Module):
+    """Queries of object j look at the template tokens of object j alone. Keys and values are made once per object."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Multi-head attention with separate query and key/value inputs."""
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, each [B, N_O, heads, n, d_h], of template tokens [B, N_O, n, d_e]. Independent of sigma."""
+        key, value = self.key_value(self.norm(tokens)).chunk(2, -1)
+        shape = (*tokens.shape[:3], self.heads, -1)
+        return key.view(shape).transpose(2, 3), value.view(shape).transpose(2, 3)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Map x [B * N_O, n, d_e] with keys, values [B * N_O, heads, n_T, d_h], mask [B * N_O, 1, 1, n_T] (True =
+        look).
+        """
+        query = split_heads(self.query(x), self.heads)
+        return self.out(merge_heads(F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)))
+
+
+class JointSelfAttention(nn.Module):
+    """Every query token of every object sees every other (the paper's form)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Multi-head self-attention."""
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Self-attention within each row of x [N, n, d_e]."""
+        query, key, value = (split_heads(t, self.heads) for t in self.qkv(x).chunk(3, -1))
+        return self.out(merge_heads(F.scaled_dot_product_attention(query, key, value)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, N_Q, n_q, d_e] -> the same."""
+        return self.attend(x.flatten(1, 2)).view_as(x)
+
+
+class FactorisedSelfAttention(JointSelfAttention):
+    """Within each object over space, then an exchange of mean and maximum between objects at each place: O(N_O)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Add the exchange to the attention's own weights."""
+        super().__init__(width, heads)
+        self.exchange = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, N_Q, n_q, d_e] -> the same."""
+        others = torch.cat([x.mean(1), x.amax(1)], -1)  # [B, n_q, 2 d_e]
+        return self.attend(x.flatten(0, 1)).view_as(x) + self.exchange(others)[:, None]
+
+
+class Modulation(nn.Module):
+    """adaLN-zero: shift, scale and gate of three sub-layers from the noise embedding; zero at the start."""
+
+    def __init__(self, width: int, count: int) -> None:
+        """Project to `count` vectors of `width`."""
+        super().__init__()
+        self.count = count
+        self.linear = nn.Linear(width, count * width)
+
+    def reset_to_zero(self) -> None:
+        """Make the block an identity; called after every other initialisation."""
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, noise: Tensor) -> tuple[Tensor, ...]:
+        """Map noise embedding [B, d_e] -> `count` tensors [B, 1, 1, d_e]."""
+        return self.linear(noise)[:, None, None].chunk(self.count, -1)
+
+
+class Block(nn.Module):
+    """Cross-attention to the object's own templates, self-attention over the queries, MLP; each modulated by adaLN-
+    zero.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, self_attention: str) -> None:
+        """Build the three sub-layers; `self_attention` is 'joint' or 'factorised'."""
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.cross = CrossAttention(width, heads)
+        self.self = (JointSelfAttention if self_attention == "joint" else FactorisedSelfAttention)(width, heads)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        self.modulation = Modulation(width, 9)
+
+    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of this block's cross-attention, for the cache; see `CrossAttention.keys_values`."""
+        return self.cross.keys_values(tokens)
+
+    def forward(self, x: Tensor, noise: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Map x [B, N_Q, n_q, d_e] under noise [B, d_e]; keys, values and mask as `CrossAttention.forward` takes them.
+
+        Queries are ordered by object, so the N_Q / N_O queries of one object form one row of the cross-attention.
+        """
+        shift_c, scale_c, gate_c, shift_s, scale_s, gate_s, shift_m, scale_m, gate_m = self.modulation(noise)
+        y = (self.norm(x) * (1 + scale_c) + shift_c).reshape(keys.shape[0], -1, x.shape[-1])
+        x = x + gate_c * self.cross(y, keys, values, mask).view_as(x)
+        x = x + gate_s * self.self(self.norm(x) * (1 + scale_s) + shift_s)
+        return x + gate_m * self.mlp(self.norm(x) * (1 + scale_m) + shift_m)

@@ -1,0 +1,205 @@
+# Copyright 2026 ocdit_ros contributors
+#
+# SPDX-License-Identifier: Apache-2.0
+
+"""Steps 4 to 6 of the paper: query and template tokens, their encodings, the noise embedding, and template
+correlation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ocdit_ros.model.backbone import Features
+
+
+def sincos_grid(side: int, width: int) -> Tensor:
+    """2-D sine-cosine table [side, side, width], the starting value of the learned patch encoding."""
+    quarter = width // 4
+    frequency = torch.exp(-math.log(2 * side) * torch.arange(quarter) / max(quarter - 1, 1))
+    angle = torch.arange(side)[:, None] * frequency * math.pi / 2
+    line = torch.cat([angle.sin(), angle.cos()], 1)  # [side, width/2]
+    grid = torch.cat([line[:, None].expand(side, side, -1), line[None].expand(side, side, -1)], -1)
+    return F.pad(grid, (0, width - grid.shape[-1]))
+
+
+class PatchEncoding(nn.Module):
+    """Learned 2-D encoding of a token's place, read from a random window of a larger table during training.
+
+    Every entry of the table is therefore trained, whatever the training resolution, and any grid up to max_grid works.
+    """
+
+    def __init__(self, max_grid: int, width: int) -> None:
+        """Start from sines and cosines."""
+        super().__init__()
+        self.table = nn.Parameter(0.5 * sincos_grid(max_grid, width))
+
+    def forward(self, height: int, width: int) -> Tensor:
+        """Encodings [height * width, d_e]; the centred window in evaluation, a random one in training."""
+        side = self.table.shape[0]
+        if height > side or width > side:
+            raise ValueError(
+                f"a grid of {height}x{width} tokens is larger than the encoding table ({side}x{side}); "
+                f"give an image of at most {side * 16} pixels a side"
+            )
+        if self.training:
+            top = int(torch.randint(side - height + 1, ()))
+            left = int(torch.randint(side - width + 1, ()))
+        else:
+            top, left = (side - height) // 2, (side - width) // 2
+        return self.table[top : top + height, left : left + width].flatten(0, 1)
+
+
+class FourierFeatures(nn.Module):
+    """Magnitude-preserving Fourier features (EDM2, Eq. 75): unit variance whatever the input."""
+
+    frequency: Tensor
+    phase: Tensor
+
+    def __init__(self, count: int, bandwidth: float = 1.0) -> None:
+        """Draw fixed random frequencies and phases."""
+        super().__init__()
+        self.register_buffer("frequency", 2 * math.pi * bandwidth * torch.randn(count))
+        self.register_buffer("phase", 2 * math.pi * torch.rand(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [...] -> [..., count]."""
+        return math.sqrt(2) * torch.cos(x[..., None] * self.frequency + self.phase)
+
+
+class NoiseEmbedding(nn.Module):
+    """c_noise = ln(sigma) / 4 -> Fourier features -> linear -> SiLU (step 6)."""
+
+    def __init__(self, width: int) -> None:
+        """Embed into `width` channels."""
+        super().__init__()
+        self.fourier = FourierFeatures(width)
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        """Map sigma [B] -> [B, d_e]."""
+        return F.silu(self.linear(self.fourier(sigma.log() / 4)))
+
+
+class FeatureEmbedding(nn.Module):
+    """Convolutions from backbone features at several strides to one /16 grid of d_e channels."""
+
+    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], width: int, kernel: int) -> None:
+        """Give each stride its own convolution; a second one with `kernel` > 1 sees the neighbourhood."""
+        super().__init__()
+        self.projections = nn.ModuleList(nn.Conv2d(c, width, 16 // s, 16 // s) for c, s in zip(channels, strides))
+        self.context = nn.Conv2d(width, width, kernel, padding=kernel // 2) if kernel > 1 else None
+
+    def forward(self, features: Features) -> Tensor:
+        """Map one [B, C_s, H/s, W/s] per stride -> [B, d_e, H/16, W/16]."""
+        x = torch.stack([p(f) for p, f in zip(self.projections, features)]).sum(0)
+        return x if self.context is None else x + self.context(F.silu(x))
+
+    def embed_patches(self, patches: list[Tensor]) -> Tensor:
+        """The same convolutions (without context) on patches cut out already: one [..., C_s (16/s)^2] per stride ->
+        [..., d_e].
+        """
+        weights = [(p.get_parameter("weight").flatten(1), p.get_parameter("bias")) for p in self.projections]
+        return torch.stack([F.linear(x, *weight) for weight, x in zip(weights, patches)]).sum(0)
+
+
+class SizeEncoding(nn.Module):
+    """Metric size of an object relative to the others of its query (extension).
+
+    Templates are tight crops, so the paper's system cannot tell a small box from a large one of the same print.
+    """
+
+    octaves: Tensor
+
+    def __init__(self, width: int) -> None:
+        """Embed log2 of the ratio to the geometric mean; the model's initialisation makes it start silent."""
+        super().__init__()
+        self.register_buffer("octaves", 0.5 * 2.0 ** torch.arange(4))
+        self.mlp = nn.Sequential(nn.Linear(9, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, diameters: Tensor) -> Tensor:
+        """Map diameters [B, N_O] in metres -> [B, N_O, d_e]."""
+        ratio = diameters.clamp_min(1e-6).log2()
+        ratio = (ratio - ratio.mean(1, keepdim=True)).clamp(-4, 4)[..., None]
+        return self.mlp(torch.cat([ratio, (ratio * self.octaves).sin(), (ratio * self.octaves).cos()], -1))
+
+
+class TemplateCorrelation(nn.Module):
+    """Similarity of every image patch to the object's template tokens, as further input of the query (extension).
+
+    A learned projection shared by image and templates, then cosine similarity. Five numbers per patch: the best
+    match, the
+    mean of the five best, the lead over the best other object, and two comparisons with the rest of the image.
+    """
+
+    statistics = 5
+
+    def __init__(
+        self, channels: int, strides: tuple[int, ...], feature_strides: tuple[int, ...], width: int, out_width: int
+    ) -> None:
+        """Project `channels` (all strides concatenated) to `width`; embed the statistics of all strides into
+        `out_width`.
+        """
+        super().__init__()
+        self.strides, self.feature_strides = strides, feature_strides
+        self.projection = nn.Linear(channels, width, bias=False)
+        nn.init.orthogonal_(self.projection.weight)
+        inputs = sum(self.statistics * (16 // s) ** 2 for s in strides)
+        self.mlp = nn.Sequential(nn.Linear(inputs, out_width), nn.SiLU(), nn.Linear(out_width, out_width))
+
+    def describe(self, features: Features, stride: int) -> Tensor:
+        """Unit vectors [B, H/stride, W/stride, width] of features at `stride`; float32 even under autocast."""
+        size = tuple(side * self.feature_strides[0] // stride for side in features[0].shape[-2:])
+        maps = []
+        for feature, s in zip(features, self.feature_strides):
+            if s < stride:
+                feature = F.avg_pool2d(feature, stride // s)
+            elif s > stride:
+                feature = F.interpolate(feature, size, mode="bilinear", align_corners=False)
+            maps.append(feature)
+        # the matches that matter differ in the third digit, which bfloat16 does not have
+        with torch.autocast(features[0].device.type, enabled=False):
+            return F.normalize(self.projection(torch.cat(maps, 1).movedim(1, -1).float()), dim=-1)
+
+    def describe_patches(self, patches: list[Tensor]) -> Tensor:
+        """Unit vectors [..., width] of patches on the /16 grid: one [..., C_s (16/s)^2] per stride."""
+        pooled = [x.unflatten(-1, (-1, (16 // s) ** 2)).mean(-1) for x, s in zip(patches, self.feature_strides)]
+        with torch.autocast(patches[0].device.type, enabled=False):
+            return F.normalize(self.projection(torch.cat(pooled, -1).float()), dim=-1)
+
+    def similarity(self, features: Features, keys: Tensor, valid: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+        """Best and mean-of-five-best cosine [B, N_O, H/stride, W/stride] with `keys` [B, N_O, n, width], `valid` [B,
+        N_O, n].
+
+        An object of fewer than five tokens has the mean of what it has, so that padding never counts.
+        """
+        scene = self.describe(features, stride)  # [B, H', W', width]
+        with torch.autocast(scene.device.type, enabled=False):
+            cosine = torch.einsum("bhwc,bonc->bohwn", scene, keys.float())
+        cosine = cosine.masked_fill(~valid[:, :, None, None], -1.0)
+        top = cosine.topk(min(5, cosine.shape[-1]), dim=-1).values
+        present = torch.arange(top.shape[-1], device=top.device) < valid.sum(-1)[..., None]  # [B, N_O, 5]
+        weight = (present / present.sum(-1, keepdim=True)).to(top.dtype)
+        return top[..., 0], (top * weight[:, :, None, None]).sum(-1)
+
+    def forward(self, features: Features, keys: Tensor, valid: Tensor) -> Tensor:
+        """Query input [B, N_O, n_q, d_e] from image features and template keys."""
+        inputs = []
+        for stride in self.strides:
+            best, five = self.similarity(features, keys, valid, stride)
+            if best.shape[1] > 1:
+                two, where = best.topk(2, dim=1)
+                index = torch.arange(best.shape[1], device=best.device).view(1, -1, 1, 1)
+                lead = best - torch.where(where[:, :1] == index, two[:, 1:], two[:, :1])
+            else:
+                lead = torch.zeros_like(best)
+            spread = best.flatten(2).std(-1, correction=0).clamp_min(1e-3)[..., None, None]
+            standard = (best - best.mean((2, 3), keepdim=True)) / spread
+            x = torch.stack([best, five, lead, 0.5 * standard, five - five.amax((2, 3), keepdim=True)], 2)
+            x = F.pixel_unshuffle(x.flatten(0, 1), 16 // stride)  # [B * N_O, 5 (16/stride)^2, h, w]
+            inputs.append(x.view(*best.shape[:2], x.shape[1], -1))
+        return self.mlp(torch.cat(inputs, 2).transpose(2, 3))
