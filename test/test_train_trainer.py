@@ -1,0 +1,313 @@
+# Copyright 2026 ocdit_ros contributors
+#
+# SPDX-License-Identifier: Apache-2.0
+
+"""Trainer: samples by index, exact resume, several processes, measures."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from ocdit_ros.model import ModelConfig, OCDiT, SamplerSettings, load_checkpoint
+from ocdit_ros.train.dataset import ObjectStore, SampleSettings, SampleSource, SceneShards
+from ocdit_ros.train.trainer import Trainer, TrainerSettings, start_model, stratified_sigma
+from ocdit_ros.train.vae import draw_masks, reconstruction_iou, train_vae
+from ocdit_ros.train.validation import average_precision, encode_masks, noise_curve, score_queries, validate
+
+SETTINGS = SampleSettings(size=64, objects=3, min_crop=48, min_pixels=20)
+
+
+def write_data(root, scenes=12):
+    """Discs of one colour per object: three families of two objects, four discs a scene."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(40, 255, (6, 3))
+    store = root / "objects" / "train"
+    store.mkdir(parents=True)
+    yy, xx = np.mgrid[:64, :64]
+    disc = ((yy - 32) ** 2 + (xx - 32) ** 2 < 28**2).astype(np.uint8)
+    for k, colour in enumerate(colours):
+        np.savez(
+            store / f"disc{k}.npz",
+            images=np.broadcast_to(disc[..., None] * colour, (4, 64, 64, 3)).astype(np.uint8),
+            masks=np.broadcast_to(disc * 255, (4, 64, 64)),
+        )
+    (store / "index.json").write_text(
+        json.dumps({f"disc{k}": {"family": f"f{k // 2}", "diameter": 0.1 + 0.02 * k} for k in range(6)})
+    )
+    folder = root / "scenes" / "train"
+    folder.mkdir(parents=True)
+    with tarfile.open(folder / "shard-000000.tar", "w") as tar:
+        for i in range(scenes):
+            image, label, instances = Image.new("RGB", (80, 80), (20, 20, 20)), Image.new("L", (80, 80)), []
+            for number, k in enumerate(rng.choice(6, 4), 1):
+                x, y, r = rng.integers(10, 70), rng.integers(10, 70), rng.integers(6, 16)
+                box = [int(x - r), int(y - r), int(x + r), int(y + r)]
+                ImageDraw.Draw(image).ellipse(box, fill=tuple(int(c) for c in colours[k]))
+                ImageDraw.Draw(label).ellipse(box, fill=number)
+                instances.append({"object": f"disc{k}"})
+            rgb, png = io.BytesIO(), io.BytesIO()
+            image.save(rgb, "JPEG", quality=95)
+            label.save(png, "PNG")
+            for suffix, data in (
+                ("rgb.jpg", rgb.getvalue()),
+                ("label.png", png.getvalue()),
+                ("json", json.dumps({"instances": instances}).encode()),
+            ):
+                member = tarfile.TarInfo(f"s{i:03d}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A small data set on disk."""
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def tiny():
+    """The same tiny model every time."""
+    torch.manual_seed(0)
+    return OCDiT(ModelConfig.preset("tiny", train_objects=3)).eval()
+
+
+def source(data, model, cache=None, **changes):
+    """Samples of the small data set."""
+    return SampleSource(
+        SceneShards(data / "scenes" / "train"),
+        ObjectStore(data / "objects" / "train", model, cache),
+        SampleSettings(**{**SETTINGS.__dict__, **changes}),
+        seed=3,
+    )
+
+
+def test_sample_is_a_function_of_its_index(data):
+    first, second = source(data, tiny()), source(data, tiny())
+    for index in (0, 5, 40):
+        for a, b in zip(first.sample(index), second.sample(index)):
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    assert not torch.equal(first.sample(0)[0], first.sample(len(first.scenes))[0])  # the next epoch sees another view
+
+
+def test_epoch_visits_every_scene_once(data):
+    samples = source(data, tiny())
+    count = len(samples.scenes)
+    assert sorted(samples.scene_of(i) for i in range(count)) == list(range(count))
+    assert [samples.scene_of(i) for i in range(count)] != [samples.scene_of(i) for i in range(count, 2 * count)]
+
+
+def test_masks_belong_to_their_objects(data):
+    samples = source(data, tiny(), zoom=0.0, jitter=False)
+    colours = {k: samples.objects.folder / f"{k}.npz" for k in samples.objects.keys}
+    colours = {k: np.load(p)["images"][0, 32, 32].astype(float) for k, p in colours.items()}
+    checked = 0
+    for index in range(24):
+        image, masks, keys = samples.sample(index)
+        assert len(set(keys)) == 3
+        for mask, key in zip(masks, keys):
+            if mask.sum() > 150:
+                seen = image.permute(1, 2, 0)[mask > 0].median(0).values.numpy() * 255
+                assert np.abs(seen - colours[key]).max() < 30
+                checked += 1
+    assert checked > 15
+
+
+def test_absent_objects_are_not_in_the_scene(data):
+    samples = source(data, tiny(), absent=(0.0, 0.0, 1.0))
+    for index in range(20):
+        _, masks, keys = samples.sample(index)
+        in_scene = {i["object"] for i in samples.scenes[samples.scene_of(index)][2]}
+        empty = [k for k, m in zip(keys, masks) if not m.any()]
+        assert len(empty) >= 2 or len(in_scene) >= 5
+        assert sum(k not in in_scene for k in empty) >= min(2, 6 - len(in_scene))
+
+
+def test_several_queries_share_the_instances_of_an_object(data):
+    one = source(data, tiny(), zoom=0.0)
+    three = source(data, tiny(), zoom=0.0, queries_per_object=3)
+    filled = 0
+    for index in range(20):
+        union, parts = one.sample(index)[1], three.sample(index)[1].view(3, 3, 64, 64)
+        assert (parts.sum(1) <= 1).all()  # instances do not overlap
+        filled = max(filled, int(parts.flatten(2).any(-1).sum(1).max()))
+        if one.sample(index)[2] == three.sample(index)[2]:
+            assert (parts.sum(1) <= union).all()
+    assert filled >= 2
+
+
+def test_features_from_the_cache_equal_fresh_ones(data, tmp_path):
+    model = tiny()
+    fresh = ObjectStore(data / "objects" / "train", model, tmp_path).features("disc1")
+    again = ObjectStore(data / "objects" / "train", model, tmp_path).features("disc1")
+    assert list(tmp_path.glob("*.safetensors"))
+    for a, b in zip((*fresh.maps, fresh.coverage), (*again.maps, again.coverage)):
+        assert torch.equal(a, b)
+
+
+def test_missing_data_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no scene shards"):
+        SceneShards(tmp_path)
+    with pytest.raises(ValueError, match="no object index"):
+        ObjectStore(tmp_path, tiny())
+
+
+def train(data, folder, steps, until=None):
+    """Train a tiny model; `until` cuts the run there, as a kill after a checkpoint would."""
+    trainer = Trainer(tiny(), source(data, tiny()), folder, TrainerSettings(steps=steps, batch_size=2, warmup=2))
+    while trainer.step < (until or steps):
+        trainer.train_step()
+    trainer.save()
+    return trainer
+
+
+def test_resume_is_exact(data, tmp_path):
+    whole = train(data, tmp_path / "whole", 9)
+    for until in (2, 3, 7):
+        train(data, tmp_path / "cut", 9, until)
+        (tmp_path / "cut" / "state.tmp").write_bytes(b"half a checkpoint")  # killed in the middle of the next write
+    cut = train(data, tmp_path / "cut", 9)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, cut.model.state_dict()[name]), name
+    for name, tensor in whole.ema.state_dict().items():
+        assert torch.equal(tensor, cut.ema.state_dict()[name]), name
+
+
+def test_training_lowers_the_loss_and_leaves_backbone_and_vae_alone(data, tmp_path):
+    start = tiny()
+    trainer = Trainer(tiny(), source(data, tiny()), tmp_path, TrainerSettings(steps=40, batch_size=4, warmup=5))
+    losses = [trainer.train_step() for _ in range(40)]
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
+    for name, tensor in start.state_dict().items():
+        if name.startswith(("backbone", "vae")):
+            assert torch.equal(tensor, trainer.model.state_dict()[name]), name
+
+
+def test_another_configuration_does_not_resume(data, tmp_path):
+    train(data, tmp_path, 1)
+    other = OCDiT(ModelConfig.preset("tiny", depth=1))
+    with pytest.raises(ValueError, match="another model configuration"):
+        Trainer(other, source(data, other), tmp_path, TrainerSettings(steps=2, batch_size=2))
+
+
+def test_ema_checkpoint_loads(data, tmp_path):
+    trainer = train(data, tmp_path, 2)
+    model = load_checkpoint(tmp_path / "ema.safetensors")
+    assert model.provenance["steps"] == 2
+    for name, tensor in trainer.ema.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+    deeper = start_model(tmp_path / "ema.safetensors", {"depth": 3})
+    assert torch.equal(deeper.blocks[0].mlp[0].weight, model.blocks[0].mlp[0].weight) and len(deeper.blocks) == 3
+
+
+def test_settings_need_an_end():
+    with pytest.raises(ValueError, match="number of steps or a time budget"):
+        Trainer(tiny(), None, ".", TrainerSettings())
+
+
+def test_schedule_warms_up_and_decays(data, tmp_path):
+    trainer = Trainer(tiny(), None, tmp_path, TrainerSettings(steps=100, warmup=10, learning_rate=1.0, decay=0.5))
+    rates = []
+    for trainer.step in range(101):
+        rates.append(trainer.learning_rate())
+    assert rates[0] == pytest.approx(0.1) and rates[9:51] == [1.0] * 42 and rates[100] == 0.0
+    assert all(a >= b for a, b in zip(rates[50:], rates[51:]))
+
+
+def test_stratified_sigma_has_the_right_distribution():
+    generator = torch.Generator().manual_seed(0)
+    logs = torch.cat([stratified_sigma(0, 4, 2.0, 1.6, generator).log() for _ in range(2000)])
+    assert logs.mean() == pytest.approx(2.0, abs=0.02) and logs.std() == pytest.approx(1.6, abs=0.03)
+    one = stratified_sigma(0, 4, 2.0, 1.6, generator).log().sort().values  # one from each quarter
+    assert one[0] < 2 - 0.674 * 1.6 < one[1] < 2 < one[2] < 2 + 0.674 * 1.6 < one[3]
+
+
+def test_two_processes_follow_one(data, tmp_path):
+    """The global batch is the same, so only the random choice of template tokens and windows may differ."""
+    script = tmp_path / "run.py"
+    script.write_text(f"""
+import sys, json, pathlib
+sys.path.insert(0, {str(pathlib_test_dir())!r})
+import torch
+torch.set_num_threads(1)
+from test_train_trainer import SampleSource, Trainer, TrainerSettings, source, tiny
+data = pathlib.Path({str(data)!r})
+trainer = Trainer(tiny(), source(data, tiny()), sys.argv[1], TrainerSettings(steps=8, batch_size=4, warmup=2))
+losses = [float(trainer.accelerator.gather(torch.tensor([trainer.train_step()])).mean()) for _ in range(8)]
+if trainer.accelerator.is_main_process:
+    pathlib.Path(sys.argv[1], 'losses.json').write_text(json.dumps(losses))
+""")
+    curves = []
+    for processes in (1, 2):
+        folder = tmp_path / f"{processes}"
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                f"--nproc-per-node={processes}",
+                str(script),
+                str(folder),
+            ],
+            check=True,
+            timeout=240,
+            capture_output=True,
+        )
+        curves.append(json.loads((folder / "losses.json").read_text()))
+    assert np.allclose(curves[0], curves[1], rtol=0.05)
+    assert curves[0][-1] < curves[0][0]
+
+
+def pathlib_test_dir():
+    """Folder of this file, for the processes that import it."""
+    import pathlib
+
+    return pathlib.Path(__file__).parent
+
+
+def test_average_precision_by_hand():
+    score = np.array([0.9, 0.8, 0.7, 0.6])
+    iou = np.array([0.9, 0.2, 0.8, 0.0])
+    present = np.array([True, False, True, True])
+    # hits at ranks 1 and 3 of 3 objects: precision 1 up to recall 1/3, 2/3 up to recall 2/3, then 0; 101 points
+    assert average_precision(score, iou, present, 0.5) == pytest.approx((34 * 1 + 33 * 2 / 3) / 101)
+    assert average_precision(score, iou, present, 0.85) == pytest.approx(34 / 101)
+
+
+def test_score_prefers_sure_and_agreed_masks():
+    sure = torch.zeros(4, 8, 8)
+    sure[:, 2:6, 2:6] = 0.95
+    torn = torch.zeros(4, 8, 8)
+    for i in range(4):
+        torn[i, i : i + 4, 2:6] = 0.95
+    empty = torch.full((4, 8, 8), 0.05)
+    _, scores = score_queries(torch.stack([sure, torn, empty]))
+    assert scores[0] > scores[1] > scores[2] and scores[0] == pytest.approx(0.975)
+
+
+def test_validation_and_noise_curve(data):
+    model = tiny()
+    batches = [source(data, model, zoom=0.0).batch([0, 1])]
+    result = validate(model, batches, SamplerSettings(1, ensemble=2))
+    assert 0 <= result.mean_iou <= 1 and 0 <= result.ap <= result.ap_50 <= 1
+    assert not model.training
+    curve = noise_curve(model, batches)
+    assert set(curve) == {0.2, 1.0, 2.0, 80.0}
+
+
+def test_vae_learns_masks(data):
+    scenes = SceneShards(data / "scenes" / "train")
+    model = tiny()
+    held_out = draw_masks(scenes, 16, 64, np.random.default_rng(9), empty=0)
+    before = reconstruction_iou(model.vae, held_out).mean()
+    result = train_vae(model.vae, scenes, scenes, seconds=12, size=64, batch=16)
+    assert result["iou"] > max(0.6, float(before) + 0.2)
+    latents = encode_masks(model, held_out[None, :, 0])
+    assert latents.shape[:2] == (1, 16) and latents.std() > 0.1
