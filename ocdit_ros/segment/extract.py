@@ -1,0 +1,266 @@
+# Copyright 2026 ocdit_ros contributors
+#
+# SPDX-License-Identifier: Apache-2.0
+"""From confidence maps to instances: separate parts, weigh the evidence, settle who owns which pixel.
+
+NumPy and OpenCV.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from ocdit_ros.segment.types import Evidence
+from ocdit_ros.segment.views import View, resize, to_image
+
+#: A part smaller than this share of the largest one is noise or a fragment, not another instance.
+FRAGMENT_SHARE = 0.2
+#: Instances of one object that share more of the smaller one than this are one instance seen twice.
+DUPLICATE_SHARE = 0.6
+#: An instance of which better ones explain more than this share is given up.
+EXPLAINED_SHARE = 0.6
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One possible instance, at the resolution of the image."""
+
+    index: int  # of the object in the catalogue
+    score: float
+    evidence: Evidence
+    confidence: np.ndarray  # float32 [h, w], zero away from the instance
+    x: int  # image column of its first pixel
+    y: int
+
+    def window(self) -> tuple[slice, slice]:
+        """Where `confidence` lies in the image."""
+        height, width = self.confidence.shape
+        return slice(self.y, self.y + height), slice(self.x, self.x + width)
+
+
+def average(members: np.ndarray) -> np.ndarray:
+    """Mean of the members [E, H, W], each where it sees (NaN elsewhere); 0 where none does."""
+    if not np.isnan(members).any():
+        return members.mean(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # "mean of empty slice"
+        return np.nan_to_num(np.nanmean(members, 0), nan=0.0)
+
+
+def match_queries(members: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+    """Reorder the queries of every member [E, Q, H, W] so that they mean the same instance as the first
+    member's.
+
+    Which query takes which instance is arbitrary, so members may differ in it and must not be averaged as
+    they come.
+    """
+    if members.shape[0] == 1 or members.shape[1] == 1:
+        return members
+    from scipy.optimize import linear_sum_assignment
+
+    masks = np.nan_to_num(members) > threshold
+    matched = [members[0]]
+    for member, mask in zip(members[1:], masks[1:], strict=True):
+        first, other = masks[0].reshape(len(mask), -1), mask.reshape(len(mask), -1)
+        common = first.astype(np.float32) @ other.astype(np.float32).T
+        union = first.sum(1)[:, None] + other.sum(1)[None] - common
+        _, order = linear_sum_assignment(-common / np.maximum(union, 1))
+        matched.append(member[order])
+    return np.stack(matched)
+
+
+def separate(
+    confidence: np.ndarray, threshold: float, least: int = 4, occluders: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Parts of a confidence map that are instances of their own, largest first.
+
+    Disconnected parts belong to one instance when a weaker confidence (half the threshold) connects them,
+    when one is a fragment beside the other, or when what lies between them is mostly covered by other
+    objects. Otherwise they are instances of their own.
+
+    Args:
+        confidence: float32 [H, W].
+        threshold: confidence at the outline.
+        least: parts with fewer pixels are dropped.
+        occluders: bool [H, W], pixels that other objects own.
+
+    Returns bool [H, W] masks that do not overlap.
+    """
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        (confidence > threshold).astype(np.uint8), connectivity=8
+    )
+    areas = stats[:, cv2.CC_STAT_AREA]
+    numbers = [n for n in range(1, count) if areas[n] >= least]
+    if len(numbers) < 2:
+        return [labels == n for n in numbers]
+    numbers.sort(key=lambda n: -areas[n])
+    numbers = numbers[:16]  # more parts than that are noise
+    _, weak = cv2.connectedComponents((confidence > 0.5 * threshold).astype(np.uint8), connectivity=8)
+    groups: list[list[int]] = []
+    for number in numbers:
+        part = labels == number
+        home = next((g for g in groups if _belongs(part, np.isin(labels, g), weak, occluders)), None)
+        if home is not None:
+            home.append(number)
+        elif areas[number] >= FRAGMENT_SHARE * areas[numbers[0]]:
+            groups.append([number])  # a fragment that is near nothing is dropped
+    return [np.isin(labels, g) for g in groups]
+
+
+def _belongs(part: np.ndarray, instance: np.ndarray, weak: np.ndarray, occluders: np.ndarray | None) -> bool:
+    if np.intersect1d(weak[part], weak[instance]).size:
+        return True
+    area, other = int(part.sum()), int(instance.sum())
+    if area < FRAGMENT_SHARE * other:
+        reach = max(int(0.5 * np.sqrt(other)), 2)
+        near = cv2.dilate(instance.astype(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) > 0
+        if (near & part).any():
+            return True
+    if occluders is None:
+        return False
+    points = cv2.findNonZero((part | instance).astype(np.uint8))
+    hull = cv2.fillConvexPoly(np.zeros(part.shape, np.uint8), cv2.convexHull(points), 1) > 0
+    between = hull & ~part & ~instance
+    return bool(between.any() and (between & occluders).sum() > 0.5 * between.sum())
+
+
+def weigh(
+    members: np.ndarray, part: np.ndarray, others: np.ndarray, threshold: float, similarity: np.ndarray,
+    rival: np.ndarray, coarse: np.ndarray | None = None,
+) -> Evidence:  # fmt: skip
+    """Evidence for one part of a map.
+
+    Args:
+        members: confidences of the ensemble [E, H, W], NaN where a member does not see.
+        part: bool [H, W].
+        others: bool [H, W], other instances of the same object.
+        threshold: confidence at the outline.
+        similarity: cosine of image and templates [h, w] on the latent grid.
+        rival: highest confidence of another object in the coarse pass, on this canvas [H, W].
+        coarse: confidence of this object in the coarse pass, on this canvas [H, W]; None without refinement.
+    """
+    mean = average(members)
+    near = _grow(part, 9) & ~others
+    agreement = [_iou((member > threshold) & near, part & ~np.isnan(member)) for member in members]
+    sure, possible = int(((mean > 0.7) & near).sum()), int(((mean > 0.3) & near).sum())
+    share = resize(part.astype(np.float32), similarity.shape)
+    inside = float((similarity * share).sum() / max(share.sum(), 1e-6))
+    outside = float((similarity * (1 - share)).sum() / max((1 - share).sum(), 1e-6))
+    if coarse is None:
+        before, overlap = mean, 1.0
+    else:
+        # a weak coarse mask is cut at half its height, so that its extent can be compared
+        before = coarse
+        cut = min(threshold, 0.5 * float(before[part].max(initial=0.0)))
+        overlap = _iou((before > cut) & ~others, part)
+    return Evidence(
+        confidence=float(mean[part].mean()),
+        agreement=float(np.mean(agreement)),
+        stability=sure / max(possible, 1),
+        similarity=float(np.clip(inside, 0.0, 1.0)),
+        lead=float(np.clip(0.5 + 0.5 * (inside - outside), 0.0, 1.0)),
+        coarse=overlap,
+        support=float(before[part].mean()),
+        uncontested=1.0 - float((rival[part] > np.maximum(before[part], 0.3)).mean()),
+    )
+
+
+def lift(
+    confidence: np.ndarray, part: np.ndarray, others: np.ndarray, view: View, height: int, width: int
+) -> tuple[np.ndarray, int, int]:
+    """One part of a map at image resolution: float32 [h, w] with its place x, y; soft at the outline, zero
+    elsewhere.
+    """
+    soft = np.where(_grow(part, 3) & ~others, confidence, 0.0).astype(np.float32)
+    rows, columns = np.flatnonzero(soft.any(1)), np.flatnonzero(soft.any(0))
+    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    return to_image(soft, view, box, height, width)
+
+
+def resolve(
+    candidates: Sequence[Candidate], height: int, width: int, threshold: float, min_pixels: int
+) -> list[tuple[Candidate, np.ndarray]]:
+    """Settle which candidates stay and which pixels each owns.
+
+    Best score first: a candidate goes when a better one of the same object covers it, or when better ones of
+    any object explain most of it. What remains competes for every pixel by confidence times score.
+
+    Returns the survivors, best first, each with its mask bool [height, width]; masks do not overlap.
+    """
+    ranked = sorted(candidates, key=lambda c: -c.score)
+    taken = np.zeros((height, width), bool)
+    kept: list[Candidate] = []
+    for candidate in ranked:
+        mask = candidate.confidence > threshold
+        area = int(mask.sum())
+        if area < min_pixels:
+            continue
+        if any(k.index == candidate.index and _overlap(k, candidate, threshold) > DUPLICATE_SHARE for k in kept):
+            continue
+        window = candidate.window()
+        if (taken[window] & mask).sum() > EXPLAINED_SHARE * area:
+            continue
+        taken[window] |= mask
+        kept.append(candidate)
+
+    owner = np.zeros((height, width), np.int32)
+    strength = np.zeros((height, width), np.float32)
+    for number, candidate in enumerate(kept, start=1):
+        window = candidate.window()
+        claim = np.where(candidate.confidence > threshold, candidate.confidence * candidate.score, 0.0)
+        wins = claim > strength[window]
+        owner[window][wins] = number
+        strength[window][wins] = claim[wins]
+    result = []
+    for number, candidate in enumerate(kept, start=1):
+        mask = np.zeros((height, width), bool)
+        mask[candidate.window()] = owner[candidate.window()] == number
+        mask = without_specks(mask)
+        if mask.sum() >= min_pixels:
+            result.append((candidate, mask))
+    return result
+
+
+def without_specks(mask: np.ndarray, share: float = 0.02) -> np.ndarray:
+    """Drop parts below `share` of the mask's area: crumbs that the competition for pixels leaves behind."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if count <= 2:
+        return mask
+    areas = stats[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0
+    return (areas >= share * areas.sum())[labels] & mask
+
+
+def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Smallest box (x, y, width, height) around a mask that is not empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    x, y = int(columns[0]), int(rows[0])
+    return x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1
+
+
+def _grow(mask: np.ndarray, pixels: int) -> np.ndarray:
+    kernel = np.ones((2 * pixels + 1, 2 * pixels + 1), np.uint8)
+    return cv2.dilate(mask.astype(np.uint8), kernel) > 0
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    union = int((a | b).sum())
+    return int((a & b).sum()) / union if union else 0.0
+
+
+def _overlap(a: Candidate, b: Candidate, threshold: float) -> float:
+    """Common area relative to the smaller of the two."""
+    x0, y0 = max(a.x, b.x), max(a.y, b.y)
+    x1 = min(a.x + a.confidence.shape[1], b.x + b.confidence.shape[1])
+    y1 = min(a.y + a.confidence.shape[0], b.y + b.confidence.shape[0])
+    if x1 <= x0 or y1 <= y0:
+        return 0.0
+    first = a.confidence[y0 - a.y : y1 - a.y, x0 - a.x : x1 - a.x] > threshold
+    second = b.confidence[y0 - b.y : y1 - b.y, x0 - b.x : x1 - b.x] > threshold
+    smaller = min(int((a.confidence > threshold).sum()), int((b.confidence > threshold).sum()))
+    return int((first & second).sum()) / max(smaller, 1)

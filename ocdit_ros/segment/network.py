@@ -1,0 +1,253 @@
+# Copyright 2026 ocdit_ros contributors
+#
+# SPDX-License-Identifier: Apache-2.0
+"""The model behind a NumPy face: templates in, conditioning kept; images and objects in, confidences out."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ocdit_ros.model import Conditioning, Features, OCDiT, SamplerSettings, TemplateFeatures, sample
+from ocdit_ros.templates import TemplateSet
+
+
+@dataclass(eq=False)
+class KnownObject:
+    """An object of the catalogue: its template features, and its conditioning for the slots it was used in."""
+
+    name: str
+    diameter: float  # metres
+    features: TemplateFeatures  # maps [N_T, C_s, S/s, S/s], coverage [N_T, h_T, w_T]
+    slot: int = 0  # row of the object encoding that it has wherever no neighbour has it
+    rows: dict[int, Conditioning] = field(default_factory=dict)  # by slot of the object encoding; B = N_O = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What the network says about the targets of every row of a batch."""
+
+    confidence: np.ndarray  # float32 [B, E, T, Q, H, W], T targets of Q queries each
+    similarity: np.ndarray  # float32 [B, T, H/16, W/16], cosine of image and template features, mean of the five best
+
+
+@dataclass
+class Timings:
+    """Seconds spent per stage since the last reset; costs two clock reads a stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, stage: str, since: float) -> float:
+        """Book the time since `since` under `stage`; returns the time now."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - since
+        return now
+
+
+class Network:
+    """OC-DiT for inference: one process, one device, no gradients."""
+
+    def __init__(self, model: OCDiT, device: torch.device | str = "cpu") -> None:
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.device = torch.device(device)
+        self.config = model.config
+        self.timings = Timings()
+
+    @property
+    def feature_key(self) -> str:
+        """Names the backbone and its weights: features that were cached under this key can be used again."""
+        digest = hashlib.sha256(repr((self.config.backbone, self.config.feature_strides, "float16")).encode())
+        for name, tensor in sorted(self.model.backbone.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    @torch.inference_mode()
+    def featurize(self, templates: TemplateSet) -> dict[str, np.ndarray]:
+        """Backbone features of one object's templates as float16 arrays, in the form that the cache keeps.
+
+        Raises ValueError when there are more templates than the model has encodings for.
+        """
+        if len(templates.images) > self.config.templates:
+            raise ValueError(
+                f"'{templates.name}' has {len(templates.images)} templates, the model takes {self.config.templates}"
+            )
+        images = torch.from_numpy(templates.images).to(self.device).movedim(-1, -3).float() / 255
+        masks = torch.from_numpy(templates.masks).to(self.device).float() / 255
+        features = self.model.template_features(images, masks)
+        maps = {f"map_{s}": m for s, m in zip(self.config.feature_strides, features.maps, strict=True)}
+        return {name: t.half().cpu().numpy() for name, t in {**maps, "coverage": features.coverage}.items()}
+
+    @torch.inference_mode()
+    def onboard(self, name: str, diameter: float, features: dict[str, np.ndarray], slot: int = 0) -> KnownObject:
+        """An object of the catalogue from the arrays that `featurize` made."""
+        maps = tuple(torch.from_numpy(features[f"map_{s}"]) for s in self.config.feature_strides)
+        return KnownObject(
+            name, diameter, TemplateFeatures(maps, torch.from_numpy(features["coverage"])).to(self.device), slot
+        )
+
+    def condition(self, rows: Sequence[Sequence[KnownObject]], slots: Sequence[Sequence[int]]) -> Conditioning:
+        """Conditioning of B rows of N_O objects each, put together from what is kept of every object.
+
+        Equal to `OCDiT.condition` of the same objects and slots: tokens, keys and values of an object do not
+        depend on its neighbours; only the size encoding does, and is made here.
+        """
+        parts = [
+            [self._row(o, s) for o, s in zip(row, slot, strict=True)] for row, slot in zip(rows, slots, strict=True)
+        ]
+        longest = max(p.valid.shape[-1] for row in parts for p in row)
+
+        def stack(
+            pick: Callable[[Conditioning], Tensor], axis: int
+        ) -> Tensor:  # tokens lie along `axis` of [1, 1, ...]
+            padded = []
+            for row in parts:
+                for part in row:
+                    x = pick(part)[0, 0]
+                    missing = longest - x.shape[axis]
+                    padded.append(F.pad(x, (0, 0) * (x.dim() - 1 - axis) + (0, missing)) if missing else x)
+            return torch.stack(padded).unflatten(0, (len(parts), len(parts[0])))
+
+        blocks = range(len(parts[0][0].keys))
+        correlation = None
+        if parts[0][0].correlation_keys is not None:
+            correlation = stack(lambda p: p.correlation_keys, 0)  # type: ignore[arg-type, return-value]
+        return Conditioning(
+            keys=tuple(stack(lambda p, b=b: p.keys[b], 1) for b in blocks),  # type: ignore[misc]
+            values=tuple(stack(lambda p, b=b: p.values[b], 1) for b in blocks),  # type: ignore[misc]
+            valid=stack(lambda p: p.valid, 0),
+            query_encoding=self._query_encoding(rows, slots),
+            correlation_keys=correlation,
+        )
+
+    @torch.inference_mode()
+    def run(
+        self,
+        images: Sequence[np.ndarray],
+        rows: Sequence[Sequence[KnownObject]],
+        slots: Sequence[Sequence[int]],
+        image_of_row: Sequence[int],
+        targets: int,
+        sampler: SamplerSettings,
+        seed: int = 0,
+        batch_tokens: int = 49152,
+        on_step: Callable[[int, np.ndarray], None] | None = None,
+    ) -> Output:
+        """Sample and decode masks.
+
+        Args:
+            images: uint8 [H, W, 3] each, one size for all, sides multiples of 16.
+            rows: the objects that the network sees together, the same number in every row.
+            slots: their rows of the object encoding, all different within a row.
+            image_of_row: index of the image that a row looks at.
+            targets: the first so many objects of every row are decoded, the others are there to compete.
+            sampler: how latents are drawn.
+            seed: of the noise.
+            batch_tokens: bounds the query tokens that are in work at once.
+            on_step: receives (step, confidences of the state) [B, E, T, Q, H, W] when all rows fit into one
+            batch.
+        """
+        clock = time.perf_counter()
+        height, width = images[0].shape[:2]
+        features = self._image_features(images, batch_tokens * 256)
+        clock = self.timings.add("backbone", clock)
+        tokens = (height // 16) * (width // 16) * len(rows[0]) * sampler.ensemble * self.config.queries_per_object
+        size = max(batch_tokens // tokens, 1)
+        generator = torch.Generator().manual_seed(seed)  # of the CPU: the same noise on every device
+        shape = (len(rows), sampler.ensemble, targets, self.config.queries_per_object, height, width)
+        confidence = np.empty(shape, np.float32)
+        similarity = np.empty((len(rows), targets, height // 16, width // 16), np.float32)
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            index = torch.as_tensor(image_of_row[part], device=self.device)
+            single = bool((index == index[0]).all())
+            seen = tuple(m[index[:1]] if single else m[index] for m in features)
+            conditioning = self.condition(rows[part], slots[part])
+            clock = self.timings.add("conditioning", clock)
+            watch = None
+            if on_step is not None and size >= len(rows):
+
+                def watch(step: int, state: Tensor) -> None:
+                    on_step(step, self._decode(state, targets))
+
+            latents = sample(self.model, seen, conditioning, sampler, generator, watch)
+            similarity[part] = self._similarity(seen, rows[part], conditioning, targets)
+            clock = self.timings.add("sampling", clock)
+            confidence[part] = self._decode(latents, targets)
+            clock = self.timings.add("decoder", clock)
+        return Output(confidence, similarity)
+
+    def _row(self, known: KnownObject, slot: int) -> Conditioning:
+        if slot not in known.rows:
+            features = TemplateFeatures(tuple(m[None] for m in known.features.maps), known.features.coverage[None])
+            known.rows[slot] = self.model.condition(
+                features, torch.tensor([known.diameter]), torch.tensor([[slot]], device=self.device)
+            )
+        return known.rows[slot]
+
+    def _query_encoding(self, rows: Sequence[Sequence[KnownObject]], slots: Sequence[Sequence[int]]) -> Tensor:
+        encoding = self.model.object_encoding(torch.tensor([list(s) for s in slots], device=self.device))
+        if self.model.size_encoding is not None:
+            diameters = torch.tensor([[o.diameter for o in row] for row in rows], device=self.device)
+            encoding = encoding + self.model.size_encoding(diameters.float())
+        return (encoding[:, :, None] + self.model.instance_encoding.weight).flatten(1, 2)
+
+    def _image_features(self, images: Sequence[np.ndarray], batch_pixels: int) -> Features:
+        size = max(batch_pixels // (images[0].shape[0] * images[0].shape[1]), 1)
+        parts = []
+        for start in range(0, len(images), size):
+            batch = torch.from_numpy(np.stack(images[start : start + size])).to(self.device)
+            parts.append(self.model.image_features(batch.movedim(-1, 1).float() / 255))
+        return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
+
+    def _decode(self, latents: Tensor, targets: int) -> np.ndarray:
+        """[B, E, N_Q, d, h, w] -> float32 [B, E, T, Q, H, W]; queries of one object lie side by side."""
+        queries = self.config.queries_per_object
+        confidence = self.model.confidence(latents[:, :, : targets * queries].contiguous())
+        return confidence.unflatten(2, (targets, queries)).float().cpu().numpy()
+
+    def _similarity(
+        self, features: Features, rows: Sequence[Sequence[KnownObject]], conditioning: Conditioning, targets: int
+    ) -> np.ndarray:
+        """Cosine of the correlation features where the model has them, else of the raw backbone features."""
+        if self.model.correlation is not None and conditioning.correlation_keys is not None:
+            count = len(rows)
+            keys, valid = conditioning.correlation_keys[:, :targets], conditioning.valid[:, :targets]
+            seen = tuple(f.expand(count, *f.shape[1:]) for f in features)
+            return self.model.correlation.similarity(seen, keys, valid, 16)[1].cpu().numpy()
+        maps = [self.raw_similarity(features, row[:targets]) for row in rows] if features[0].shape[0] == 1 else [
+            self.raw_similarity(tuple(f[i : i + 1] for f in features), row[:targets]) for i, row in enumerate(rows)
+        ]  # fmt: skip
+        return np.stack(maps)
+
+    @torch.inference_mode()
+    def raw_similarity(self, features: Features, objects: Sequence[KnownObject]) -> np.ndarray:
+        """Cosine of the frozen features themselves, mean of the five best: float32 [T, H/16, W/16] of one
+        image.
+        """
+        scene = F.normalize(_on_latent_grid(features), dim=1)[0]  # [C, h, w]
+        maps = []
+        for known in objects:
+            tokens = F.normalize(_on_latent_grid(known.features.maps), dim=1).movedim(1, -1)  # [N_T, h_T, w_T, C]
+            covered = known.features.coverage >= min(self.config.min_coverage, float(known.features.coverage.max()))
+            cosine = torch.einsum("nc,chw->nhw", tokens[covered], scene)
+            maps.append(cosine.topk(min(5, cosine.shape[0]), dim=0).values.mean(0))
+        return torch.stack(maps).cpu().numpy()
+
+    @torch.inference_mode()
+    def image_features(self, images: Sequence[np.ndarray]) -> Features:
+        """Backbone features of uint8 images [H, W, 3] of one size."""
+        return self._image_features(images, 2**24)
+
+
+def _on_latent_grid(maps: Features) -> Tensor:
+    """All strides concatenated on the /16 grid: [B, sum C_s, h, w]."""
+    size = (maps[-1].shape[-2], maps[-1].shape[-1])
+    return torch.cat([F.adaptive_avg_pool2d(m, size) if m.shape[-2:] != size else m for m in maps], 1)

@@ -1,0 +1,496 @@
+# Copyright 2026 ocdit_ros contributors
+#
+# SPDX-License-Identifier: Apache-2.0
+"""The Segmenter: a catalogue of objects, and images turned into instances of them.
+
+>>> segmenter = Segmenter.from_checkpoint()
+>>> segmenter.add_object(ObjectSpec("mug", "mug.ply", scale=0.001))
+>>> for instance in segmenter.segment(rgb):
+...     print(instance.name, instance.score, instance.box)
+
+Stages, each a method that can be called alone: `coarse` looks at the whole image, `proposals` finds places
+worth a second look, `refine` looks at enlarged crops of them, `candidates` weighs what was seen, `resolve`
+settles who owns which pixel.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ocdit_ros.model import ModelConfig, OCDiT, SamplerSettings, load_checkpoint
+from ocdit_ros.segment import extract
+from ocdit_ros.segment.extract import Candidate
+from ocdit_ros.segment.network import KnownObject, Network
+from ocdit_ros.segment.scoring import Scorer
+from ocdit_ros.segment.types import Instance, SegmentError, SegmenterSettings
+from ocdit_ros.segment.views import View, align, augmented, crop_around, whole_image
+from ocdit_ros.segment.weights import default_weights
+from ocdit_ros.templates import ObjectSpec, RenderSettings, TemplateCache, TemplateSet
+
+
+@dataclass(frozen=True, eq=False)
+class CoarseResult:
+    """Confidences over the whole image; N objects, E members, Q queries."""
+
+    indices: tuple[int, ...]  # of the objects in the catalogue
+    view: View
+    members: np.ndarray  # float32 [N, E, Q, H, W], NaN where a member does not see
+    similarity: np.ndarray  # float32 [N, H/16, W/16]
+    confidence: np.ndarray  # float32 [N, Q, H, W], mean of the members
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A place that may hold an instance."""
+
+    index: int  # of the object in the catalogue
+    row: int  # of the object in the coarse result
+    query: int
+    box: tuple[float, float, float, float]  # x, y, width, height in the image
+    strength: float  # highest confidence inside
+
+
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """Confidences in the crop of one proposal."""
+
+    proposal: Proposal
+    view: View
+    members: np.ndarray  # float32 [E, Q, H, W]
+    similarity: np.ndarray  # float32 [H/16, W/16]
+
+
+class Segmenter:
+    """Instances of known objects in RGB images. Not thread-safe: one caller at a time.
+
+    Attributes:
+        settings: may be replaced between images.
+        last_timings: seconds per stage of the last `segment`, and `total`.
+    """
+
+    def __init__(
+        self,
+        model: OCDiT | Network,
+        settings: SegmenterSettings | None = None,
+        cache: TemplateCache | None = None,
+        device: str = "cpu",
+        scorer: Scorer | None = None,
+    ) -> None:
+        """Wrap a model; `cache` keeps templates and features on disk (None: the default folder)."""
+        self.network = model if not isinstance(model, OCDiT) else Network(model, device)
+        self.settings = settings or SegmenterSettings()
+        self.scorer = scorer or Scorer.from_metadata(getattr(model, "provenance", None) or {})
+        self.last_timings: dict[str, float] = {}
+        self._cache = cache or TemplateCache()
+        self._catalogue: list[KnownObject] = []
+        self._feature_key: str | None = None
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        device: str = "cpu",
+        settings: SegmenterSettings | None = None,
+        cache: TemplateCache | None = None,
+    ) -> Segmenter:
+        """Load weights; None takes those that ship with the package.
+
+        Raises SegmentError: no path is given and no weights are installed. CheckpointError: the file cannot
+        be used.
+        """
+        return cls(load_checkpoint(path or default_weights(), device), settings, cache, device)
+
+    # --------------------------------------------------------------------------- catalogue
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of the network."""
+        return self.network.config
+
+    @property
+    def objects(self) -> list[str]:
+        """Names of the objects, in the order they were added; an instance's object_id counts from 1 in this
+        list.
+        """
+        return [known.name for known in self._catalogue]
+
+    def add_object(self, spec: ObjectSpec) -> None:
+        """Load an object's mesh, render it, compute its features; or take all that from the cache.
+
+        Raises SegmentError: an object of that name is there already. MeshError: the mesh cannot be used.
+        """
+        self._refuse_duplicate(spec.name)
+        if self._feature_key is None:
+            self._feature_key = self.network.feature_key
+        settings = RenderSettings(views=self.config.templates, size=self.config.template_size)
+        entry = self._cache.get(spec, settings, self.network.featurize, self._feature_key)
+        self._catalogue.append(
+            self.network.onboard(spec.name, entry.templates.diameter, entry.features, self._free_slot())
+        )
+
+    def add_templates(self, templates: TemplateSet) -> None:
+        """Add an object from rendered templates, under the templates' name; nothing is cached.
+
+        Raises SegmentError: the templates have no name, another size than the network expects, or a name that
+        is taken.
+        """
+        if not templates.name:
+            raise SegmentError("The templates have no name; set TemplateSet.name.")
+        self._refuse_duplicate(templates.name)
+        size = self.config.template_size
+        if templates.images.shape[1:] != (size, size, 3):
+            raise SegmentError(
+                f"The templates of '{templates.name}' are {templates.images.shape[1:]}, the weights expect "
+                f"({size}, {size}, 3); render them again."
+            )
+        features = self.network.featurize(templates)
+        self._catalogue.append(self.network.onboard(templates.name, templates.diameter, features, self._free_slot()))
+
+    def remove_object(self, name: str) -> None:
+        """Forget an object.
+
+        Raises SegmentError: there is no object of that name.
+        """
+        index = self._index(name)
+        del self._catalogue[index]
+
+    def _refuse_duplicate(self, name: str) -> None:
+        if name in self.objects:
+            raise SegmentError(f"There is an object '{name}' already; choose another name or remove it first.")
+
+    def _index(self, name: str) -> int:
+        try:
+            return self.objects.index(name)
+        except ValueError:
+            raise SegmentError(
+                f"There is no object '{name}'; known are: {', '.join(self.objects) or 'none'}."
+            ) from None
+
+    # --------------------------------------------------------------------------- one image
+
+    def segment(self, rgb: np.ndarray, objects: Sequence[str] | None = None) -> list[Instance]:
+        """Find instances.
+
+        Args:
+            rgb: uint8 [H, W, 3] of any size.
+            objects: names of the objects to look for; None looks for all.
+
+        Returns instances, best score first; their masks do not overlap.
+
+        Raises SegmentError: the image has another type or shape, or an object is not known.
+        """
+        start = clock = time.perf_counter()
+        rgb = check_image(rgb)
+        indices = range(len(self._catalogue)) if objects is None else [self._index(name) for name in objects]
+        timings = self.network.timings = type(self.network.timings)()
+        instances: list[Instance] = []
+        if len(indices):
+            coarse = self.coarse(rgb, indices)
+            clock = timings.add("coarse", clock)
+            if self.settings.refine:
+                proposals = self.proposals(coarse)
+                clock = timings.add("proposals", clock)
+                refined = self.refine(rgb, coarse, proposals)
+                clock = timings.add("refine", clock)
+                candidates = self.candidates(refined, coarse, rgb.shape[:2])
+            else:
+                candidates = self.coarse_candidates(coarse, rgb.shape[:2])
+            instances = self.resolve(candidates, rgb.shape[:2])
+            timings.add("instances", clock)
+        self.last_timings = {**timings.seconds, "total": time.perf_counter() - start}
+        return instances
+
+    def trace(
+        self, rgb: np.ndarray, steps: int = 8, objects: Sequence[str] | None = None
+    ) -> tuple[View, list[np.ndarray]]:
+        """The coarse masks as they emerge from noise.
+
+        Returns the view of the image that the network saw, and per step the confidences float32 [N, H, W] of
+        all objects.
+        """
+        rgb = check_image(rgb)
+        indices = range(len(self._catalogue)) if objects is None else [self._index(name) for name in objects]
+        view = self._coarse_view(rgb)
+        frames: list[np.ndarray] = []
+        if not len(indices):
+            return view, frames
+        rows, slots, places = self._groups(indices)
+
+        def watch(step: int, confidence: np.ndarray) -> None:
+            frames.append(np.stack([confidence[r, 0, c].max(0) for r, c in places]))
+
+        self.network.run(
+            [view.sample(rgb)], rows, slots, [0] * len(rows), len(rows[0]),
+            SamplerSettings(steps, self.settings.solver, 1), self.settings.seed, 2**62, watch,
+        )  # fmt: skip
+        return view, frames
+
+    # --------------------------------------------------------------------------- stages
+
+    def coarse(self, rgb: np.ndarray, indices: Sequence[int] | None = None) -> CoarseResult:
+        """Look at the whole image once per group of objects; all groups are one batch.
+
+        With refinement the coarse pass only has to find places, so it takes `coarse_ensemble` noises and the
+        plain view; without, the ensemble of the settings.
+        """
+        settings = self.settings
+        indices = range(len(self._catalogue)) if indices is None else indices
+        if not len(indices):
+            raise SegmentError("There is no object to look for; add one first.")
+        view = self._coarse_view(rgb)
+        views = [view] if settings.refine else augmented(view, settings.augmentations)
+        noises = settings.coarse_ensemble if settings.refine else settings.ensemble
+        rows, slots, places = self._groups(indices)
+        output = self.network.run(
+            [v.sample(rgb) for v in views],
+            rows * len(views),
+            slots * len(views),
+            [n for n in range(len(views)) for _ in rows],
+            len(rows[0]),
+            SamplerSettings(settings.steps, settings.solver, noises),
+            settings.seed,
+            settings.batch_tokens,
+        )
+        groups = len(rows)
+        parts = [
+            align(output.confidence[n * groups : (n + 1) * groups], v, view) for n, v in enumerate(views)
+        ]  # V x [G, E, N_O, Q, H, W]
+        members = np.stack([np.concatenate([part[r, :, c] for part in parts]) for r, c in places])
+        members = np.stack([extract.match_queries(m) for m in members])
+        confidence = np.stack([_average(m) for m in members])
+        similarity = np.stack([output.similarity[r, c] for r, c in places])
+        return CoarseResult(tuple(indices), view, members, similarity, confidence)
+
+    def proposals(self, coarse: CoarseResult) -> list[Proposal]:
+        """Places where a coarse confidence rises above the proposal threshold, strongest first."""
+        settings = self.settings
+        found: list[Proposal] = []
+        owned = _ownership(coarse, settings.mask_threshold)
+        for row, index in enumerate(coarse.indices):
+            own: list[Proposal] = []
+            occluders = (owned >= 0) & (owned != row)
+            for query, confidence in enumerate(coarse.confidence[row]):
+                peak = float(confidence.max())
+                if peak <= settings.proposal_threshold:
+                    continue
+                # a weak map is cut at half its peak, so that a faint object still gives a box of its own size
+                cut = min(settings.mask_threshold, max(0.5 * peak, settings.proposal_threshold))
+                for part in extract.separate(confidence, cut, 1, occluders):
+                    x, y, width, height = extract.box_of(part)
+                    box = coarse.view.box_in_image((x, y, x + width, y + height))
+                    own.append(Proposal(index, row, query, box, float(confidence[part].max())))
+            own.sort(key=lambda p: -p.strength * np.sqrt(p.box[2] * p.box[3]))
+            found += own[: settings.proposals_per_object]
+        found.sort(key=lambda p: -p.strength)
+        return found[: settings.max_crops]
+
+    def refine(self, rgb: np.ndarray, coarse: CoarseResult, proposals: Sequence[Proposal]) -> list[Refined]:
+        """Look again at a crop around every proposal; all crops are one batch.
+
+        Next to the proposal's object the network sees those that the coarse pass claims the most of the crop
+        for.
+        """
+        if not proposals:
+            return []
+        settings = self.settings
+        height, width = rgb.shape[:2]
+        crops = [crop_around(p.box, settings.crop_scale, settings.crop_size, height, width) for p in proposals]
+        peaks = coarse.confidence.max(1)  # [N, H, W]
+        size = min(settings.crop_objects, self.config.max_objects, len(coarse.indices))
+        rows, slots = [], []
+        for proposal, crop in zip(proposals, crops, strict=True):
+            x0, y0, x1, y1 = coarse.view.box_on_canvas((crop.x, crop.y, crop.width, crop.height))
+            claims = peaks[:, y0:y1:2, x0:x1:2]
+            claims = np.where(claims > settings.proposal_threshold, claims, 0.0).mean((1, 2)) + 1e-3 * claims.max(
+                (1, 2)
+            )
+            claims[proposal.row] = np.inf
+            chosen = np.argsort(-claims, kind="stable")[:size]
+            rows.append([self._catalogue[coarse.indices[int(c)]] for c in chosen])
+            slots.append(self._slots([coarse.indices[int(c)] for c in chosen]))
+        views = [augmented(crop, settings.augmentations) for crop in crops]
+        count = settings.augmentations
+        output = self.network.run(
+            [view.sample(rgb) for row in views for view in row],
+            [row for row in rows for _ in range(count)],
+            [slot for slot in slots for _ in range(count)],
+            range(len(crops) * count),
+            1,
+            SamplerSettings(settings.steps, settings.solver, settings.ensemble),
+            settings.seed,
+            settings.batch_tokens,
+        )
+        refined = []
+        for n, (proposal, crop) in enumerate(zip(proposals, crops, strict=True)):
+            parts = [align(output.confidence[n * count + v, :, 0], views[n][v], crop) for v in range(count)]
+            members = extract.match_queries(np.concatenate(parts))
+            refined.append(Refined(proposal, crop, members, output.similarity[n * count, 0]))
+        return refined
+
+    def candidates(self, refined: Sequence[Refined], coarse: CoarseResult, size: tuple[int, int]) -> list[Candidate]:
+        """Instances seen in the crops, with their evidence and scores."""
+        found = []
+        owned, rivals = _ownership(coarse, self.settings.mask_threshold), _Rivals(coarse)
+        for item in refined:
+            row, query = item.proposal.row, item.proposal.query
+            maps = np.stack([coarse.confidence[row, query], rivals.of(row), (owned >= 0) & (owned != row)])
+            before, rival, others = np.nan_to_num(align(maps.astype(np.float32), coarse.view, item.view))
+            target = item.view.box_on_canvas(item.proposal.box)
+            for member in np.moveaxis(item.members, 1, 0):  # queries
+                found += self._parts(
+                    item.proposal.index, member, item.view, item.similarity, others > 0.5, rival, before, target, size
+                )
+        return found
+
+    def coarse_candidates(self, coarse: CoarseResult, size: tuple[int, int]) -> list[Candidate]:
+        """Instances seen in the coarse pass alone."""
+        found = []
+        owned, rivals = _ownership(coarse, self.settings.mask_threshold), _Rivals(coarse)
+        for row, index in enumerate(coarse.indices):
+            others, rival = (owned >= 0) & (owned != row), rivals.of(row)
+            for member in np.moveaxis(coarse.members[row], 1, 0):
+                found += self._parts(
+                    index, member, coarse.view, coarse.similarity[row], others, rival, None, None, size
+                )
+        return found
+
+    def resolve(self, candidates: Sequence[Candidate], size: tuple[int, int]) -> list[Instance]:
+        """Instances out of candidates: duplicates go, pixels are shared out, weak scores are left out."""
+        settings = self.settings
+        kept = extract.resolve(candidates, *size, settings.mask_threshold, settings.min_pixels)
+        return [
+            Instance(
+                c.index + 1, self._catalogue[c.index].name, c.score, mask, extract.box_of(mask), c.evidence
+            )
+            for c, mask in kept
+            if c.score >= settings.score_threshold
+        ]  # fmt: skip
+
+    # --------------------------------------------------------------------------- parts
+
+    def _parts(
+        self, index: int, members: np.ndarray, view: View, similarity: np.ndarray, occluders: np.ndarray,
+        rival: np.ndarray, coarse: np.ndarray | None, target: tuple[int, int, int, int] | None, size: tuple[int, int],
+    ) -> list[Candidate]:  # fmt: skip
+        """Candidates in the map of one query, members [E, H, W].
+
+        In a crop (`target` is the proposal's box on the canvas) a part that the crop's border cuts is left to
+        the crop that was made for it, unless it is the one this crop was made for.
+        """
+        threshold = self.settings.mask_threshold
+        confidence = extract.average(members)
+        parts = extract.separate(confidence, threshold, 8, occluders)
+        found = []
+        everything = np.any(parts, axis=0) if parts else None
+        if target is not None:
+            x0, y0, x1, y1 = target
+            main = max(range(len(parts)), key=lambda n: int(parts[n][y0:y1, x0:x1].sum()), default=None)
+            parts = [p for n, p in enumerate(parts) if n == main or not _is_cut(p, view, size)]
+        for part in parts:
+            others = everything & ~part
+            evidence = extract.weigh(members, part, others, threshold, similarity, rival, coarse)
+            patch, x, y = extract.lift(confidence, part, others, view, *size)
+            if patch.size:
+                found.append(Candidate(index, self.scorer(evidence), evidence, patch, x, y))
+        return found
+
+    def _coarse_view(self, rgb: np.ndarray) -> View:
+        """The whole image, no larger than the network has patch encodings for."""
+        height, width = rgb.shape[:2]
+        return whole_image(height, width, min(self.settings.coarse_size, 16 * self.config.max_grid))
+
+    def _groups(self, indices: Sequence[int]) -> tuple[list[list[KnownObject]], list[list[int]], list[tuple[int, int]]]:
+        """Share objects out over rows of one size, and say in which row and column each one is.
+
+        The last row is filled up with objects of the first, whose second results are not used.
+        """
+        limit = min(self.settings.group_size, self.config.max_objects)
+        count = -(-len(indices) // limit)
+        size = -(-len(indices) // count)
+        padded = [indices[n % len(indices)] for n in range(count * size)]
+        groups = [padded[n * size : (n + 1) * size] for n in range(count)]
+        places = [divmod(n, size) for n in range(len(indices))]
+        return [[self._catalogue[i] for i in g] for g in groups], [self._slots(g) for g in groups], places
+
+    def _free_slot(self) -> int:
+        """The row of the object encoding that the fewest objects have, neighbours in time far apart."""
+        total = self.config.max_objects
+        used = [known.slot for known in self._catalogue]
+        return min(range(total), key=lambda slot: (used.count(slot), slot * 0.618033988749895 % 1.0))
+
+    def _slots(self, indices: Sequence[int]) -> list[int]:
+        """Rows of the object encoding, all different: an object has its own where it can, for then its
+        conditioning is
+        kept.
+        """
+        total = self.config.max_objects
+        used: list[int] = []
+        for index in indices:
+            slot = self._catalogue[index].slot
+            while slot in used:
+                slot = (slot + 1) % total
+            used.append(slot)
+        return used
+
+
+def check_image(rgb: np.ndarray) -> np.ndarray:
+    """The image itself, contiguous.
+
+    Raises SegmentError: it is not uint8 [H, W, 3] with at least one pixel.
+    """
+    if not isinstance(rgb, np.ndarray):
+        raise SegmentError(f"The image is a {type(rgb).__name__}; give a NumPy array uint8 [H, W, 3].")
+    if rgb.dtype != np.uint8:
+        raise SegmentError(f"The image has dtype {rgb.dtype}; convert it to uint8 with values 0..255.")
+    if rgb.ndim != 3 or rgb.shape[2] != 3:
+        raise SegmentError(f"The image has shape {rgb.shape}; give [H, W, 3] with the channels red, green, blue.")
+    if not rgb.size:
+        raise SegmentError(f"The image has shape {rgb.shape} and no pixel.")
+    return np.ascontiguousarray(rgb)
+
+
+def _average(members: np.ndarray) -> np.ndarray:
+    """Mean over the members of [E, Q, H, W]."""
+    return np.stack([extract.average(member) for member in np.moveaxis(members, 1, 0)])
+
+
+def _ownership(coarse: CoarseResult, threshold: float) -> np.ndarray:
+    """Row of the object that claims each pixel most in the coarse pass, -1 where none does: int [H, W]."""
+    peaks = coarse.confidence.max(1)
+    return np.where(peaks.max(0) > threshold, peaks.argmax(0), -1)
+
+
+class _Rivals:
+    """Highest coarse confidence of any other object, per object, without comparing all pairs."""
+
+    def __init__(self, coarse: CoarseResult) -> None:
+        peaks = coarse.confidence.max(1)  # [N, H, W]
+        self._owner = peaks.argmax(0)
+        self._best = peaks.max(0)
+        if len(peaks) > 1:
+            self._second = np.partition(peaks, -2, axis=0)[-2]
+        else:
+            self._second = np.zeros_like(self._best)
+
+    def of(self, row: int) -> np.ndarray:
+        """float32 [H, W] for the object in this row of the coarse result."""
+        return np.where(self._owner == row, self._second, self._best)
+
+
+def _is_cut(part: np.ndarray, view: View, size: tuple[int, int]) -> bool:
+    """Whether a part touches a border of the canvas that is not a border of the image."""
+    height, width = size
+    left, right = part[:, 0].any(), part[:, -1].any()
+    if view.mirrored:
+        left, right = right, left
+    inside_left, inside_right = view.x > 0, view.x + view.width < width
+    inside_top, inside_bottom = view.y > 0, view.y + view.height < height
+    return bool(
+        (left and inside_left) or (right and inside_right)
+        or (part[0].any() and inside_top) or (part[-1].any() and inside_bottom)
+    )  # fmt: skip
