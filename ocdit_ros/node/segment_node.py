@@ -1,0 +1,79 @@
+# Copyright 2026 ocdit_ros contributors
+#
+# SPDX-License-Identifier: Apache-2.0
+"""The executable `segment_node`: runs the node of lifecycle_node.py until SIGINT or SIGTERM.
+
+ros2 run ocdit_ros segment_node --ros-args --params-file segment.yaml
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ocdit_ros.node.backend import Factory
+
+#: Threads of the executor: a transition, ~/segment and ~/reload_objects may wait at once, and the rest still
+#: answers.
+THREADS = 6
+
+
+def main(arguments: Sequence[str] | None = None, make_segmenter: Factory | None = None) -> None:
+    """Run the node; SIGINT and SIGTERM end it cleanly within a few seconds, with exit status 0."""
+    stop = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:  # until there is something to clean up; the imports alone take seconds
+        signal.signal(number, lambda *_: os._exit(0))
+
+    import rclpy
+    from rclpy.executors import MultiThreadedExecutor
+    from rclpy.signals import SignalHandlerOptions
+
+    from ocdit_ros.node.backend import from_parameters
+    from ocdit_ros.node.lifecycle_node import PATIENCE, SegmentNode
+
+    # rclpy's own handlers would end the context under the feet of the callbacks, before anything is freed.
+    try:
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:  # a parameter file that is not there or no YAML, an unknown --ros-args
+        sys.exit(f"segment_node: {error}")
+    for number in numbers:
+        signal.signal(number, lambda *_: stop.set())
+    node = SegmentNode(make_segmenter or from_parameters)
+    executor = MultiThreadedExecutor(num_threads=THREADS)
+    executor.add_node(node)
+
+    def spin() -> None:
+        while not stop.is_set():
+            try:
+                executor.spin_once(timeout_sec=0.5)
+            except Exception:  # of a callback; the node goes on
+                node.get_logger().error(f"error in a callback:\n{traceback.format_exc()}")
+
+    threads = [threading.Thread(target=spin, name="executor", daemon=True)]
+    if node.get_parameter("autostart").value:
+        threads.append(threading.Thread(target=node.autostart, name="autostart", daemon=True))
+    for thread in threads:
+        thread.start()
+    stop.wait()
+    idle = node.close()
+    for thread in threads:
+        thread.join(PATIENCE)
+        idle &= not thread.is_alive()
+    node.destroy_node()
+    rclpy.try_shutdown()
+    if not idle:
+        # A frame is still being computed in C++ code; the interpreter must not be torn down under it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+# Copyright 2026 ocdit_ros contributors
+#
+# SPDX-License-Identifier: Apache-2.0
+"""Every encoding against pixels laid out by hand; the traps of Image messages; what is wrong is said."""
+
+import array
+import sys
+import types
+from typing import ClassVar
+
+import cv2
+import numpy as np
+import pytest
+from sensor_msgs.msg import CompressedImage, Image
+
+from ocdit_ros.node import images
+from ocdit_ros.node.images import ENCODINGS, ImageError, to_rgb
+
+RNG = np.random.default_rng(7)
+PICTURE = RNG.integers(0, 256, (24, 32, 3), np.uint8)
+
+
+def message(pixels, encoding, pad=0, bigendian=False, last_row_padded=True):
+    """Image message from rows of bytes; `pad` bytes of rubbish at the end of every row."""
+    height, width = pixels.shape[:2]
+    if pixels.dtype == np.uint16:
+        pixels = pixels.astype(">u2" if bigendian else "<u2")
+    rows = np.ascontiguousarray(pixels).view(np.uint8).reshape(height, -1)
+    padded = np.concatenate([rows, RNG.integers(0, 256, (height, pad), np.uint8)], axis=1)
+    data = padded.tobytes()
+    if not last_row_padded:
+        data = data[: len(data) - pad]
+    return Image(
+        height=height, width=width, encoding=encoding, is_bigendian=int(bigendian), step=padded.shape[1],
+        data=array.array("B", data),
+    )  # fmt: skip
+
+
+def uyvy_of(color, shape=(6, 8)):
+    """Constant colour as YUV 4:2:2 (ITU-R BT.601, video range); returns the bytes in the order U Y V Y."""
+    r, g, b = (float(c) for c in color)
+    y = 16 + (65.481 * r + 128.553 * g + 24.966 * b) / 255
+    u = 128 + (-37.797 * r - 74.203 * g + 112.0 * b) / 255
+    v = 128 + (112.0 * r - 93.786 * g - 18.214 * b) / 255
+    pair = np.round([u, y, v, y]).astype(np.uint8)
+    return np.tile(pair, (shape[0], shape[1] // 2)).reshape(*shape, 2)
+
+
+def mosaic_of(color, pattern, shape=(8, 10)):
+    """Constant colour through a colour filter; pattern as ROS names it: first row, then second row."""
+    channel = {"r": 0, "g": 1, "b": 2}
+    cell = np.array([color[channel[letter]] for letter in pattern], np.uint8).reshape(2, 2)
+    return np.tile(cell, (shape[0] // 2, shape[1] // 2))
+
+
+@pytest.mark.parametrize("pad", [0, 1, 7])
+@pytest.mark.parametrize("last_row_padded", [True, False])
+@pytest.mark.parametrize("encoding, order", [("rgb8", [0, 1, 2]), ("bgr8", [2, 1, 0])])
+def test_colours_in_their_order_with_any_step(encoding, order, pad, last_row_padded):
+    sent = message(PICTURE[..., order], encoding, pad, last_row_padded=last_row_padded)
+    np.testing.assert_array_equal(to_rgb(sent), PICTURE)
+
+
+@pytest.mark.parametrize("encoding, order", [("rgba8", [0, 1, 2]), ("bgra8", [2, 1, 0])])
+def test_alpha_is_left_out(encoding, order):
+    alpha = RNG.integers(0, 256, (*PICTURE.shape[:2], 1), np.uint8)
+    sent = message(np.concatenate([PICTURE[..., order], alpha], axis=2), encoding, pad=3)
+    np.testing.assert_array_equal(to_rgb(sent), PICTURE)
+
+
+def test_mono8_is_grey():
+    grey = PICTURE[..., 0]
+    np.testing.assert_array_equal(to_rgb(message(grey, "mono8", pad=5)), np.stack([grey] * 3, axis=2))
+
+
+@pytest.mark.parametrize("bigendian", [False, True])
+@pytest.mark.parametrize("pad", [0, 2, 3])
+def test_mono16_maps_its_full_range_in_both_byte_orders(bigendian, pad):
+    deep = RNG.integers(0, 65536, (9, 11), np.uint16)
+    deep[0, :3] = 0, 65535, 257
+    expected = np.round(deep / 257.0).astype(np.uint8)
+    result = to_rgb(message(deep, "mono16", pad=pad, bigendian=bigendian))
+    assert result[0, :3, 0].tolist() == [0, 255, 1]
+    np.testing.assert_allclose(result[..., 0], expected, atol=1)
+    assert (result[..., 0] == result[..., 1]).all()
+    assert (result[..., 0] == result[..., 2]).all()
+
+
+@pytest.mark.parametrize("color", [(200, 30, 60), (10, 220, 90), (40, 60, 250), (128, 128, 128)])
+@pytest.mark.parametrize("encoding", ["yuv422", "uyvy", "yuv422_yuy2", "yuyv"])
+def test_yuv_422_against_bt_601(encoding, color):
+    packed = uyvy_of(color)
+    if encoding in ("yuv422_yuy2", "yuyv"):
+        packed = packed[..., ::-1]  # Y before chroma
+    result = to_rgb(message(packed, encoding, pad=4))
+    assert result.shape == (6, 8, 3)
+    np.testing.assert_allclose(result, np.broadcast_to(color, result.shape), atol=3)
+
+
+@pytest.mark.parametrize("color", [(200, 30, 60), (10, 220, 90), (40, 60, 250)])
+@pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
+def test_colour_mosaics_by_the_names_of_ros(pattern, color):
+    result = to_rgb(message(mosaic_of(color, pattern), f"bayer_{pattern}8", pad=1))
+    np.testing.assert_array_equal(result, np.broadcast_to(color, (8, 10, 3)))
+
+
+def test_the_table_is_what_the_conventions_name():
+    wanted = {"rgb8", "bgr8", "rgba8", "bgra8", "mono8", "mono16", "yuv422", "yuv422_yuy2"}
+    wanted |= {f"bayer_{pattern}8" for pattern in ("rggb", "bggr", "gbrg", "grbg")}
+    assert wanted <= set(ENCODINGS)
+
+
+@pytest.mark.parametrize("pad", [0, 6])
+def test_rgb8_is_not_copied(pad):
+    sent = message(PICTURE, "rgb8", pad)
+    result = to_rgb(sent)
+    assert np.shares_memory(result, np.frombuffer(sent.data, np.uint8))
+
+
+@pytest.mark.parametrize(
+    "encoding", [name for name, row in ENCODINGS.items() if not row.even_width and row.min_side == 1]
+)
+def test_images_one_pixel_wide_and_high(encoding):
+    row = ENCODINGS[encoding]
+    for height, width in ((1, 1), (5, 1), (1, 5)):
+        dtype = np.uint16 if row.dtype == "u2" else np.uint8
+        pixels = RNG.integers(0, 256, (height, width, row.channels)).astype(dtype)
+        assert to_rgb(message(pixels, encoding)).shape == (height, width, 3)
+
+
+@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+def test_every_encoding_gives_contract_types_at_4k(encoding):
+    row = ENCODINGS[encoding]
+    dtype = np.uint16 if row.dtype == "u2" else np.uint8
+    result = to_rgb(message(np.zeros((2160, 3840, row.channels), dtype), encoding))
+    assert result.shape == (2160, 3840, 3)
+    assert result.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"encoding": "nv21"}, ["nv21", "not supported", "rgb8"]),
+        ({"encoding": ""}, ["''", "not supported"]),
+        ({"width": 0}, ["0 x 24"]),
+        ({"height": 0}, ["32 x 0"]),
+        ({"width": 2**31}, ["2147483648 x 24"]),
+        ({"step": 0}, ["step of 0", "96"]),
+        ({"step": 95}, ["step of 95", "96"]),
+        ({"data": array.array("B")}, ["0 bytes", "2304"]),
+        ({"height": 25}, ["2304 bytes", "2400"]),
+        ({"encoding": "rgba8", "width": 24, "step": 96, "height": 30}, ["2304 bytes", "2880"]),
+    ],
+)
+def test_what_does_not_fit_is_named_in_one_sentence(change, words, monkeypatch):
+    monkeypatch.setattr(images, "_cv_bridge", lambda: None)
+    sent = message(PICTURE, "rgb8")
+    for name, value in change.items():
+        setattr(sent, name, value)
+    with pytest.raises(ImageError) as caught:
+        to_rgb(sent)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["yuv422", "uyvy", "yuv422_yuy2", "yuyv"])
+def test_pairs_of_pixels_need_an_even_width(encoding):
+    with pytest.raises(ImageError, match="in pairs"):
+        to_rgb(message(np.zeros((4, 5, 2), np.uint8), encoding))
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (8, 1)])
+def test_a_mosaic_needs_a_whole_cell(shape):
+    with pytest.raises(ImageError, match="2 x 2"):
+        to_rgb(message(np.zeros(shape, np.uint8), "bayer_rggb8"))
+
+
+def test_mosaics_of_odd_size_are_fine():
+    assert to_rgb(message(np.full((5, 7), 90, np.uint8), "bayer_rggb8")).shape == (5, 7, 3)
+
+
+def packed(pixels_bgr, suffix, *options):
+    return cv2.imencode(suffix, pixels_bgr, *options)[1].tobytes()
+
+
+def compressed(data, kind="rgb8; png compressed bgr8"):
+    return CompressedImage(format=kind, data=array.array("B", data))
+
+
+def test_png_comes_back_exactly():
+    np.testing.assert_array_equal(to_rgb(compressed(packed(PICTURE[..., ::-1], ".png"))), PICTURE)
+
+
+def test_jpeg_comes_back_nearly():
+    smooth = cv2.GaussianBlur(PICTURE, (0, 0), 5)
+    result = to_rgb(compressed(packed(smooth[..., ::-1], ".jpg", [cv2.IMWRITE_JPEG_QUALITY, 95]), "jpeg"))
+    np.testing.assert_allclose(result.astype(int), smooth, atol=12)
+
+
+def test_compressed_grey_and_16_bit_become_rgb():
+    grey = PICTURE[..., 1]
+    np.testing.assert_array_equal(to_rgb(compressed(packed(grey, ".png")))[..., 2], grey)
+    deep = grey.astype(np.uint16) * 257
+    np.testing.assert_allclose(to_rgb(compressed(packed(deep, ".png")))[..., 0].astype(int), grey, atol=1)
+
+
+def test_an_exif_rotation_is_not_applied():
+    jpeg = packed(np.zeros((20, 40, 3), np.uint8), ".jpg")
+    # APP1 with one tag, Orientation (0x0112) = 6: turn by 90 degrees
+    tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    exif = b"Exif\0\0" + tiff
+    turned = jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
+    assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (40, 20, 3)
+    assert to_rgb(compressed(turned, "jpeg")).shape == (20, 40, 3)
+
+
+@pytest.mark.parametrize(
+    "data, kind, words",
+    [
+        (b"", "jpeg", "empty"),
+        (b"no picture at all", "jpeg", "damaged"),
+        (packed(PICTURE, ".png")[:60], "png", "damaged"),
+        (packed(PICTURE, ".png"), "16UC1; compressedDepth", "depth"),
+    ],
+)
+def test_unusable_compressed_images_are_named(data, kind, words):
+    with pytest.raises(ImageError, match=words):
+        to_rgb(compressed(data, kind))
+
+
+class _Bridge:
+    """Stands in for cv_bridge.CvBridge; records what it is asked for."""
+
+    calls: ClassVar[list] = []
+
+    def imgmsg_to_cv2(self, sent, encoding):
+        self.calls.append((sent.encoding, encoding))
+        if sent.encoding == "16SC1":
+            raise RuntimeError("[16SC1] cannot be converted")
+        return np.full((sent.height, sent.width, 3), 9, np.uint8)[:, ::-1]
+
+
+@pytest.fixture
+def cv_bridge(monkeypatch):
+    """A distribution that brings cv_bridge."""
+    module = types.ModuleType("cv_bridge")
+    module.CvBridge = _Bridge
+    monkeypatch.setitem(sys.modules, "cv_bridge", module)
+    monkeypatch.setattr(_Bridge, "calls", [])
+    images._cv_bridge.cache_clear()
+    yield
+    images._cv_bridge.cache_clear()
+
+
+@pytest.mark.usefixtures("cv_bridge")
+def test_encodings_outside_the_table_go_to_cv_bridge_where_there_is_one():
+    result = to_rgb(message(PICTURE[..., 0], "bayer_rggb16"))
+    assert _Bridge.calls == [("bayer_rggb16", "rgb8")]
+    assert result.shape == PICTURE.shape
+    assert result.flags.c_contiguous
+
+
+@pytest.mark.usefixtures("cv_bridge")
+def test_encodings_of_the_table_do_not_need_cv_bridge():
+    for encoding in ("rgb8", "bgr8"):
+        to_rgb(message(PICTURE, encoding))
+    assert _Bridge.calls == []
+
+
+@pytest.mark.usefixtures("cv_bridge")
+def test_what_cv_bridge_cannot_do_either_is_said():
+    with pytest.raises(ImageError, match=r"16SC1.*cannot be converted"):
+        to_rgb(message(PICTURE[..., 0], "16SC1"))
+
+
+def test_a_cv_bridge_built_for_another_numpy_counts_as_none(monkeypatch):
+    def broken(name):
+        raise AttributeError("_ARRAY_API not found")
+
+    monkeypatch.setattr(images.importlib, "import_module", broken)
+    images._cv_bridge.cache_clear()
+    try:
+        with pytest.raises(ImageError, match="not supported"):
+            to_rgb(message(PICTURE[..., 0], "bayer_rggb16"))
+    finally:
+        images._cv_bridge.cache_clear()
