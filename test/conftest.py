@@ -1,0 +1,45 @@
+# Copyright 2026 ocdit_ros contributors
+#
+# SPDX-License-Identifier: Apache-2.0
+"""Surroundings of every test run: a DDS domain of its own, this machine only, one thread per process.
+
+Set here and not in fixtures, because they have to stand before torch and rclpy are imported, and because the processes
+that tests start inherit them.
+"""
+
+import fcntl
+import os
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# --import-mode=importlib leaves this folder out of the search path; the helper modules in it are imported by name.
+sys.path.insert(0, str(Path(__file__).parent))
+
+# Two cores share the tests, and a network of a few million weights gains nothing from more threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def _own_domain():
+    """A DDS domain (0 to 101 are safe on Linux) that no other test run of this machine holds; freed at exit."""
+    for number in random.SystemRandom().sample(range(1, 102), 101):
+        file = open(Path(tempfile.gettempdir(), f"ocdit_ros_test_domain_{number}.lock"), "w")  # noqa: SIM115
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+        else:
+            return number, file
+    raise RuntimeError("all DDS domains from 1 to 101 are taken by other test runs")
+
+
+_domain, _domain_lock = _own_domain()
+os.environ["ROS_DOMAIN_ID"] = str(_domain)
+os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+os.environ.pop("ROS_STATIC_PEERS", None)
+# Without it best effort loses images, and a lost image would look like a fault of the node.
+os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(ROOT / "config" / "fastdds_shm.xml")
+os.environ.setdefault("ROS_LOG_DIR", tempfile.mkdtemp(prefix="ocdit_ros_test_log_"))
