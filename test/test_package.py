@@ -427,13 +427,16 @@ def bare_tree(tmp_path):
         path.write_text(f"#!/bin/bash\n{text}\n")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
+    def environment(**variables):
+        """What a shell has that sourced nothing, with the programs of the test in front."""
+        foreign = ("ROS_", "AMENT_", "OCDIT_", "PYTHON", "PIP_", "VIRTUAL_ENV", "_ROS_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        return kept | {"PATH": f"{programs}:{kept['PATH']}"} | variables
+
     def run(*arguments, **variables):
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("ROS_", "AMENT_", "OCDIT_", "PYTHON"))}
-        environment["PATH"] = f"{programs}:{environment['PATH']}"
-        environment |= variables
         return subprocess.run(
             ["bash", str(tree / "scripts" / "make_env.sh"), *arguments],
-            env=environment,
+            env=environment(**variables),
             capture_output=True,
             text=True,
             timeout=240,
@@ -441,7 +444,7 @@ def bare_tree(tmp_path):
             stdin=subprocess.DEVNULL,
         )
 
-    run.tree = tree
+    run.tree, run.environment = tree, environment
     return put, run
 
 
@@ -581,7 +584,7 @@ def test_make_env_takes_pip_along_when_it_is_stopped(bare_tree, fake_ros, tmp_pa
     )
     script = subprocess.Popen(
         ["bash", str(run.tree / "scripts" / "make_env.sh")],
-        env=os.environ | variables,
+        env=run.environment(**variables),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -326,14 +326,16 @@ def test_holes_stay_and_are_not_invented():
     assert instance.mask[45:65, 65:155].all()
 
 
-def test_groups_are_one_batch_and_grow_linearly():
+@pytest.mark.parametrize("augmentations", [1, 2])
+def test_groups_are_one_batch_and_grow_linearly(augmentations):
     names = [f"o{n}" for n in range(21)]
-    segmenter = oracle({}, names, group_size=8)
+    segmenter = oracle({}, names, group_size=8, augmentations=augmentations)
     segmenter.segment(position_image())
     assert segmenter.network.calls == [(3, 7)]  # three rows of seven; nothing to refine
-    everywhere = oracle({n: [mask((10, 10, 30, 30))] for n in names}, group_size=8, crop_objects=4)
+    truth = {n: [mask((10, 10, 30, 30))] for n in names}
+    everywhere = oracle(truth, group_size=8, crop_objects=4, augmentations=augmentations)
     everywhere.segment(position_image())
-    assert everywhere.network.calls == [(3, 7), (21, 4)]
+    assert everywhere.network.calls == [(3, 7), (21 * augmentations, 4)]  # one crop per object, each seen so many times
 
 
 def test_groups_compete_on_equal_terms():
