@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,15 +69,22 @@ def noise_levels(count: int, sigma_min: float, sigma_max: float, rho: float) -> 
     return torch.cat([sigmas, sigmas.new_zeros(1)])
 
 
-def normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Unit noise of the shape, kind and place of `like`; a CPU generator gives the same on all."""
+#: Where noise comes from: one source, one for each of the B rows of a batch, or PyTorch's own.
+Noise = torch.Generator | Sequence[torch.Generator] | None
+
+
+def normal(like: Tensor, generator: Noise) -> Tensor:
+    """Unit noise of the shape, kind and place of `like`; a CPU generator gives the same on all.
+
+    With several generators, `like` is shared out over them along its first axis in equal parts.
+    """
+    if isinstance(generator, Sequence):
+        return torch.cat([normal(part, one) for part, one in zip(like.chunk(len(generator)), generator, strict=True)])
     device = like.device if generator is None else generator.device
     return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
-def churned(
-    x: Tensor, sigma: Tensor, churn: float, steps: int, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
+def churned(x: Tensor, sigma: Tensor, churn: float, steps: int, generator: Noise) -> tuple[Tensor, Tensor]:
     """Raise the noise level by gamma = min(churn / steps, sqrt(2) - 1) with fresh noise (Karras et al. 2022, Alg. 2,
     l. 4-6).
     """
@@ -89,7 +96,7 @@ def churned(
 
 
 def euler(
-    denoise: Denoiser, x: Tensor, sigmas: Tensor, churn: float = 0.0, generator: torch.Generator | None = None
+    denoise: Denoiser, x: Tensor, sigmas: Tensor, churn: float = 0.0, generator: Noise = None
 ) -> Iterator[Tensor]:
     """First order, one evaluation a step. Yields x at every noise level after the first."""
     for now, after in zip(sigmas[:-1], sigmas[1:]):
@@ -104,7 +111,7 @@ def heun(
     x: Tensor,
     sigmas: Tensor,
     churn: float = 0.0,
-    generator: torch.Generator | None = None,
+    generator: Noise = None,
     euler_steps: int = 0,
 ) -> Iterator[Tensor]:
     """Second order, two evaluations a step, one for a step to sigma = 0 (Karras et al. 2022, Alg. 1, and Alg. 2 with
@@ -150,7 +157,7 @@ def trajectory(
     sigma_min: float,
     sigma_max: float,
     rho: float,
-    generator: torch.Generator | None = None,
+    generator: Noise = None,
 ) -> Iterator[Tensor]:
     """States of the chosen solver that spends `settings.steps` evaluations; x is unit noise, scaled here by
     sigma_max.
@@ -172,7 +179,7 @@ def sample(
     image_features: Features,
     conditioning: Conditioning,
     settings: SamplerSettings | None = None,
-    generator: torch.Generator | None = None,
+    generator: Noise = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Draw latents [B, E, N_Q, d, h, w] for B images and E = settings.ensemble noises.

@@ -139,6 +139,7 @@ class Network:
         seed: int = 0,
         batch_tokens: int = 49152,
         on_step: Callable[[int, np.ndarray], None] | None = None,
+        frame_of_row: Sequence[int] | None = None,
     ) -> Output:
         """Sample and decode masks.
 
@@ -153,6 +154,8 @@ class Network:
             batch_tokens: bounds the query tokens that are in work at once.
             on_step: receives (step, confidences of the state) [B, E, T, Q, H, W] when all rows fit into one
             batch.
+            frame_of_row: rows of different frames draw from noises of their own, each the one that it would have
+            alone; None: all are of one frame.
         """
         clock = time.perf_counter()
         height, width = images[0].shape[:2]
@@ -160,7 +163,9 @@ class Network:
         clock = self.timings.add("backbone", clock)
         tokens = (height // 16) * (width // 16) * len(rows[0]) * sampler.ensemble * self.config.queries_per_object
         size = max(batch_tokens // tokens, 1)
-        generator = torch.Generator().manual_seed(seed)  # of the CPU: the same noise on every device
+        frames = [0] * len(rows) if frame_of_row is None else list(frame_of_row)
+        # of the CPU: the same noise on every device
+        generators = {frame: torch.Generator().manual_seed(seed) for frame in frames}
         shape = (len(rows), sampler.ensemble, targets, self.config.queries_per_object, height, width)
         confidence = np.empty(shape, np.float32)
         similarity = np.empty((len(rows), targets, height // 16, width // 16), np.float32)
@@ -177,7 +182,8 @@ class Network:
                 def watch(step: int, state: Tensor) -> None:
                     on_step(step, self._decode(state, targets))
 
-            latents = sample(self.model, seen, conditioning, sampler, generator, watch)
+            noise = [generators[frame] for frame in frames[part]]  # row by row, however they are cut into batches
+            latents = sample(self.model, seen, conditioning, sampler, noise, watch)
             similarity[part] = self._similarity(seen, rows[part], conditioning, targets)
             clock = self.timings.add("sampling", clock)
             confidence[part] = self._decode(latents, targets)

@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ocdit_ros.model import ModelConfig, OCDiT, SamplerSettings, load_checkpoint
 from ocdit_ros.segment import extract
 from ocdit_ros.segment.extract import Candidate
-from ocdit_ros.segment.network import KnownObject, Network
+from ocdit_ros.segment.network import KnownObject, Network, Output
 from ocdit_ros.segment.scoring import Scorer
 from ocdit_ros.segment.types import Instance, SegmentError, SegmenterSettings
 from ocdit_ros.segment.views import View, align, augmented, crop_around, whole_image
@@ -63,6 +64,24 @@ class Refined:
     view: View
     members: np.ndarray  # float32 [E, Q, H, W]
     similarity: np.ndarray  # float32 [H/16, W/16]
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """What the network is to look at in one frame, and what is made of its answer."""
+
+    images: list[np.ndarray]  # uint8 [H, W, 3] each, one size
+    rows: list[list[KnownObject]]
+    slots: list[list[int]]
+    image_of_row: list[int]
+    targets: int
+    sampler: SamplerSettings
+    finish: Callable[[Output], Any]
+
+    @property
+    def shape(self) -> tuple:
+        """Looks with the same shape fit into one batch."""
+        return self.images[0].shape, len(self.rows[0]), self.targets, self.sampler
 
 
 class Segmenter:
@@ -184,26 +203,38 @@ class Segmenter:
 
         Raises SegmentError: the image has another type or shape, or an object is not known.
         """
+        return self.segment_many([rgb], objects)[0]
+
+    def segment_many(self, images: Sequence[np.ndarray], objects: Sequence[str] | None = None) -> list[list[Instance]]:
+        """`segment` for images of several cameras: those of one size go through the network as one batch.
+
+        Noise is drawn for each image as if it were alone, so the company of others changes rounding only.
+        """
         start = clock = time.perf_counter()
-        rgb = check_image(rgb)
+        images = [check_image(rgb) for rgb in images]
         indices = range(len(self._catalogue)) if objects is None else [self._index(name) for name in objects]
         timings = self.network.timings = type(self.network.timings)()
-        instances: list[Instance] = []
+        candidates: list[list[Candidate]] = [[] for _ in images]
         if len(indices):
-            coarse = self.coarse(rgb, indices)
+            coarse = self._run([self._coarse_look(rgb, indices) for rgb in images])
             clock = timings.add("coarse", clock)
             if self.settings.refine:
-                proposals = self.proposals(coarse)
+                proposals = [self.proposals(one) for one in coarse]
                 clock = timings.add("proposals", clock)
-                refined = self.refine(rgb, coarse, proposals)
+                seen = [n for n, places in enumerate(proposals) if places]
+                looks = [self._refine_look(images[n], coarse[n], proposals[n]) for n in seen]
+                refined = dict(zip(seen, self._run(looks), strict=True))
                 clock = timings.add("refine", clock)
-                candidates = self.candidates(refined, coarse, rgb.shape[:2])
+                for n, crops in refined.items():
+                    candidates[n] = self.candidates(crops, coarse[n], images[n].shape[:2])
             else:
-                candidates = self.coarse_candidates(coarse, rgb.shape[:2])
-            instances = self.resolve(candidates, rgb.shape[:2])
-            timings.add("instances", clock)
+                candidates = [
+                    self.coarse_candidates(one, rgb.shape[:2]) for one, rgb in zip(coarse, images, strict=True)
+                ]
+        found = [self.resolve(some, rgb.shape[:2]) for some, rgb in zip(candidates, images, strict=True)]
+        timings.add("instances", clock)
         self.last_timings = {**timings.seconds, "total": time.perf_counter() - start}
-        return instances
+        return found
 
     def trace(
         self, rgb: np.ndarray, steps: int = 8, objects: Sequence[str] | None = None
@@ -238,33 +269,38 @@ class Segmenter:
         With refinement the coarse pass only has to find places, so it takes `coarse_ensemble` noises and the
         plain view; without, the ensemble of the settings.
         """
-        settings = self.settings
         indices = range(len(self._catalogue)) if indices is None else indices
         if not len(indices):
             raise SegmentError("There is no object to look for; add one first.")
+        return self._run([self._coarse_look(rgb, indices)])[0]
+
+    def _coarse_look(self, rgb: np.ndarray, indices: Sequence[int]) -> _Look:
+        settings = self.settings
         view = self._coarse_view(rgb)
         views = [view] if settings.refine else augmented(view, settings.augmentations)
         noises = settings.coarse_ensemble if settings.refine else settings.ensemble
         rows, slots, places = self._groups(indices)
-        output = self.network.run(
+
+        def finish(output: Output) -> CoarseResult:
+            groups = len(rows)
+            parts = [
+                align(output.confidence[n * groups : (n + 1) * groups], v, view) for n, v in enumerate(views)
+            ]  # V x [G, E, N_O, Q, H, W]
+            members = np.stack([np.concatenate([part[r, :, c] for part in parts]) for r, c in places])
+            members = np.stack([extract.match_queries(m) for m in members])
+            confidence = np.stack([_average(m) for m in members])
+            similarity = np.stack([output.similarity[r, c] for r, c in places])
+            return CoarseResult(tuple(indices), view, members, similarity, confidence)
+
+        return _Look(
             [v.sample(rgb) for v in views],
             rows * len(views),
             slots * len(views),
             [n for n in range(len(views)) for _ in rows],
             len(rows[0]),
             SamplerSettings(settings.steps, settings.solver, noises),
-            settings.seed,
-            settings.batch_tokens,
+            finish,
         )
-        groups = len(rows)
-        parts = [
-            align(output.confidence[n * groups : (n + 1) * groups], v, view) for n, v in enumerate(views)
-        ]  # V x [G, E, N_O, Q, H, W]
-        members = np.stack([np.concatenate([part[r, :, c] for part in parts]) for r, c in places])
-        members = np.stack([extract.match_queries(m) for m in members])
-        confidence = np.stack([_average(m) for m in members])
-        similarity = np.stack([output.similarity[r, c] for r, c in places])
-        return CoarseResult(tuple(indices), view, members, similarity, confidence)
 
     def proposals(self, coarse: CoarseResult) -> list[Proposal]:
         """Places where a coarse confidence rises above the proposal threshold, strongest first."""
@@ -295,8 +331,9 @@ class Segmenter:
         Next to the proposal's object the network sees those that the coarse pass claims the most of the crop
         for.
         """
-        if not proposals:
-            return []
+        return self._run([self._refine_look(rgb, coarse, proposals)])[0] if proposals else []
+
+    def _refine_look(self, rgb: np.ndarray, coarse: CoarseResult, proposals: Sequence[Proposal]) -> _Look:
         settings = self.settings
         height, width = rgb.shape[:2]
         crops = [crop_around(p.box, settings.crop_scale, settings.crop_size, height, width) for p in proposals]
@@ -315,22 +352,54 @@ class Segmenter:
             slots.append(self._slots([coarse.indices[int(c)] for c in chosen]))
         views = [augmented(crop, settings.augmentations) for crop in crops]
         count = settings.augmentations
-        output = self.network.run(
+
+        def finish(output: Output) -> list[Refined]:
+            refined = []
+            for n, (proposal, crop) in enumerate(zip(proposals, crops, strict=True)):
+                parts = [align(output.confidence[n * count + v, :, 0], views[n][v], crop) for v in range(count)]
+                members = extract.match_queries(np.concatenate(parts))
+                refined.append(Refined(proposal, crop, members, output.similarity[n * count, 0]))
+            return refined
+
+        return _Look(
             [view.sample(rgb) for row in views for view in row],
             [row for row in rows for _ in range(count)],
             [slot for slot in slots for _ in range(count)],
-            range(len(crops) * count),
+            list(range(len(crops) * count)),
             1,
             SamplerSettings(settings.steps, settings.solver, settings.ensemble),
-            settings.seed,
-            settings.batch_tokens,
+            finish,
         )
-        refined = []
-        for n, (proposal, crop) in enumerate(zip(proposals, crops, strict=True)):
-            parts = [align(output.confidence[n * count + v, :, 0], views[n][v], crop) for v in range(count)]
-            members = extract.match_queries(np.concatenate(parts))
-            refined.append(Refined(proposal, crop, members, output.similarity[n * count, 0]))
-        return refined
+
+    def _run(self, looks: Sequence[_Look]) -> list[Any]:
+        """What each look gives; those that fit together are one batch."""
+        batches: dict[tuple, list[int]] = {}
+        for n, look in enumerate(looks):
+            batches.setdefault(look.shape, []).append(n)
+        results: dict[int, Any] = {}
+        for members in batches.values():
+            together = [looks[n] for n in members]
+            firsts = np.cumsum([0, *(len(look.images) for look in together)])
+            of_frame: dict[str, Any] = {}  # one frame needs no telling apart
+            if len(together) > 1:
+                of_frame["frame_of_row"] = [n for n, look in enumerate(together) for _ in look.rows]
+            output = self.network.run(
+                [image for look in together for image in look.images],
+                [row for look in together for row in look.rows],
+                [slot for look in together for slot in look.slots],
+                [int(first) + i for first, look in zip(firsts, together) for i in look.image_of_row],
+                together[0].targets,
+                together[0].sampler,
+                self.settings.seed,
+                self.settings.batch_tokens,
+                **of_frame,
+            )
+            row = 0
+            for n, look in zip(members, together, strict=True):
+                part = slice(row, row + len(look.rows))
+                results[n] = look.finish(Output(output.confidence[part], output.similarity[part]))
+                row = part.stop
+        return [results[n] for n in range(len(looks))]
 
     def candidates(self, refined: Sequence[Refined], coarse: CoarseResult, size: tuple[int, int]) -> list[Candidate]:
         """Instances seen in the crops, with their evidence and scores."""
