@@ -21,9 +21,12 @@ log=$venv/make_env.log
 min_seconds=$SECONDS
 
 # What takes time runs as a child that is waited for: a shell that runs it in the foreground would hear of a signal only
-# when it is over, and Ctrl-C or kill would leave pip at work.
+# when it is over, and Ctrl-C or kill would leave pip at work. Where the shell cannot pass the signal on (SIGKILL), the
+# kernel does.
+bound=()
+if command -v setpriv >/dev/null; then bound=(setpriv --pdeathsig TERM); fi
 run_child() {
-    "$@" &
+    "${bound[@]}" "$@" &
     wait %%
 }
 
@@ -192,7 +195,7 @@ pip_install() {
     shift
     # Packages of the user (~/.local) or of another environment do not count. Byte code is left to the first import:
     # most of these modules are never imported, and compiling all of them takes a minute.
-    PYTHONNOUSERSITE=1 "$venv/bin/python" -m pip --disable-pip-version-check --no-input install \
+    PYTHONNOUSERSITE=1 "${bound[@]}" "$venv/bin/python" -m pip --disable-pip-version-check --no-input install \
         --no-warn-script-location --no-compile --progress-bar off "$@" 2>&1 | tee -a "$log" | progress "$total" &
     if ! wait %%; then
         tail -n 15 "$log" >&2
@@ -403,13 +406,15 @@ else
     rm -f "$venv/.stamp" "$venv/.stamp-package"
     touch "$venv/.unfinished"
 
+    # The lock is complete (scripts/lock.py), so pip has nothing to resolve (--no-deps): older pips look beyond the pins
+    # for a requirement with extras (coverage[toml]) and stop at the first newer release, whose hash the lock lacks.
     lock=requirements/lock.txt
     if [[ -n $distro ]]; then lock=requirements/lock-distro.txt; fi
     total=$(grep -c '==' "$root/$lock")
     say "installing $total Python packages, torch and Open3D among them" \
         "(about 3.5 GB to fetch and 7 GB on disk: 3 to 15 minutes)"
     if [[ $wheels == yes ]]; then
-        pip_install "$total" --require-hashes -r "$root/$lock"
+        pip_install "$total" --no-deps --require-hashes -r "$root/$lock"
         say "generating vision_msgs, which has no wheel (about 1 minute)"
         run_child "$venv/bin/python" "$root/scripts/build_interfaces.py" "$root/third_party/vision_msgs" \
             >>"$log" 2>&1 ||
@@ -418,7 +423,7 @@ else
         # The modules of the distribution are compiled against its NumPy; another major version would break them.
         numpy=$("$python" -c 'import numpy; print(numpy.__version__)')
         if [[ $(uname -m) == x86_64 && ${version%.*} == 3.12 && $numpy == 1.26.4 ]]; then
-            pip_install "$total" --require-hashes -r "$root/$lock"
+            pip_install "$total" --no-deps --require-hashes -r "$root/$lock"
         else
             say "no lock file for Python ${version%.*} with NumPy $numpy on $(uname -m):" \
                 "pip resolves requirements/*.in with this NumPy"
@@ -436,6 +441,12 @@ if [[ $fresh == yes ]] || ! holds "$venv/.stamp-package" "$package"; then
     fi
     say "installing ocdit_ros itself"
     install_package
+    # With --no-deps nobody has asked yet whether all of it fits together. (A distribution's own Python packages seldom do.)
+    if [[ $fresh == yes && $wheels == yes ]] &&
+        ! broken=$("$venv/bin/python" -m pip --disable-pip-version-check check 2>&1); then
+        say "WARNING: packages in .venv do not fit together (make clean, then make env, starts over):"
+        printf '[env]   %s\n' "${broken//$'\n'/$'\n[env]   '}"
+    fi
     write_setup "$distro"
     echo "$package" >"$venv/.stamp-package"
     echo "$stamp" >"$venv/.stamp"

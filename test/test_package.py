@@ -338,6 +338,78 @@ def test_locks_hold_the_direct_requirements():
     assert not [name for name in locked("lock-distro.txt") if name.startswith("ros-")]
 
 
+def unmet_requirements(versions: dict[str, Version], roots: dict[str, Requirement], python: str, requires) -> list[str]:
+    """What pip would still have to fetch for `roots` if it took `versions` as they are.
+
+    `requires` gives the requirements of a distribution by its canonical name, None where they are not known.
+    """
+    unmet, seen, queue = [], set(), [(name, frozenset(r.extras)) for name, r in roots.items()]
+    while queue:
+        name, extras = queue.pop()
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        for text in requires(name) or ():
+            one = Requirement(text)
+            markers = [
+                {"python_version": python, "python_full_version": f"{python}.0", "extra": e} for e in extras or {""}
+            ]
+            if one.marker and not any(one.marker.evaluate(marker) for marker in markers):
+                continue
+            needed = canonicalize_name(one.name)
+            if needed not in versions:
+                unmet.append(f"{name} needs {one.name}, which is not locked")
+            elif not one.specifier.contains(versions[needed], prereleases=True):
+                unmet.append(f"{name} needs {one.name}{one.specifier}, locked is {versions[needed]}")
+            else:
+                queue.append((needed, frozenset(one.extras)))
+    return unmet
+
+
+@pytest.fixture(scope="module")
+def installed():
+    """{canonical name: (version, requirements)} of what is installed here."""
+    return {canonicalize_name(d.name): (d.version, d.requires or []) for d in importlib.metadata.distributions()}
+
+
+def test_unmet_requirements_are_recognised():
+    known = {
+        "a": ["b[x]>=2", "c; python_version < '3.12'", "d; extra == 'y'"],
+        "b": ["e>=1; extra == 'x'", "f; extra == 'z'"],
+    }
+    versions = {name: Version("2") for name in "abe"}
+    roots = {"a": Requirement("a==2")}
+    assert unmet_requirements(versions, roots, "3.12", known.get) == []
+    assert unmet_requirements(versions, roots, "3.11", known.get) == ["a needs c, which is not locked"]
+    assert unmet_requirements({**versions, "e": Version("0.9")}, roots, "3.12", known.get) == [
+        "b needs e>=1, locked is 0.9"
+    ]
+    assert unmet_requirements(versions, {"a": Requirement("a[y]")}, "3.12", known.get) == [
+        "a needs d, which is not locked"
+    ]
+
+
+@pytest.mark.parametrize(
+    "lock_file, python, names",
+    [
+        ("lock.txt", "3.11", ("runtime", "ros", "train", "test")),
+        ("lock.txt", "3.12", ("runtime", "ros", "train", "test")),
+        ("lock-distro.txt", "3.12", ("runtime", "train", "test")),
+    ],
+)
+def test_the_locks_are_complete(installed, lock_file, python, names):
+    """With extras and what they need: make env installs a lock with --no-deps, so what is not in it is missing."""
+    versions = locked(lock_file)
+    known = {
+        name: installed[name][1]
+        for name, v in versions.items()
+        if name in installed and Version(installed[name][0]) == v
+    }
+    if len(known) < 0.9 * len(versions):
+        pytest.skip(f"of {len(versions)} packages in {lock_file}, {len(known)} are installed here in that version")
+    assert unmet_requirements(versions, pins(*names), python, known.get) == []
+
+
 def test_numpy_fits_ros_binaries_and_wheels(setup):
     (declared,) = [Requirement(r) for r in setup["install_requires"] if r.startswith("numpy")]
     assert declared.specifier == pins("runtime")["numpy"].specifier == SpecifierSet(">=1.26,<3")
@@ -574,17 +646,93 @@ def test_a_sourced_ros_is_used_with_its_numpy(bare_tree, fake_ros, tmp_path):
     assert out == ["jazzy", f"{venv}:{prefix}", str(venv / "bin" / "python")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_make_env_takes_pip_along_when_it_is_stopped(bare_tree, fake_ros, tmp_path, number):
-    _, run = bare_tree
-    prefix, add, variables = fake_ros
-    add("lifecycle_msgs", "std_srvs", "diagnostic_msgs", "rcl_interfaces", "vision_msgs", "ament_index_python")
-    (prefix / "pip" / "__main__.py").write_text(
-        f"import os, time; open({str(tmp_path / 'pip.pid')!r}, 'w').write(str(os.getpid())); time.sleep(120)\n"
+@pytest.fixture
+def fake_python(bare_tree, tmp_path):
+    """Python 3.12 as far as make env looks, without a ROS: venv copies it, pip takes notes.
+
+    Its pip fails when one of the words in the file `broken` is said to it, and takes long when there is a file `slow`.
+    """
+    put, run = bare_tree
+    put("id", "echo 1000")
+    put("ldconfig", LIBRARIES)
+    for compiler in ("gcc", "g++"):
+        put(compiler, "true")
+    put(
+        "python3.12",
+        f"""case "$*" in
+            *_base_executable*) echo "$0";;
+            *version_info*) echo 3.12;;
+            *version.split*) echo 3.12.3;;
+            "-m venv "*) mkdir -p "${{@: -1}}/bin"; cp "$0" "${{@: -1}}/bin/python";;
+            "-m pip "*) echo "$*" >>{tmp_path}/pip.log
+                if [[ -e {tmp_path}/slow ]]; then echo $$ >{tmp_path}/pip.pid; exec sleep 120; fi
+                for word in $(cat {tmp_path}/broken 2>/dev/null); do
+                    if [[ " $* " == *" $word "* ]]; then echo "no luck with $word"; exit 1; fi
+                done;;
+            *build_interfaces.py*) echo generated >>{tmp_path}/pip.log;;
+        esac""",
     )
+
+    def make(*arguments):
+        return run(*arguments, **make.variables)
+
+    make.variables = {"OCDIT_ROS": "wheels", "PYTHON": "python3.12"}
+    return make
+
+
+def test_without_ros_the_lock_and_nothing_else_is_installed(fake_python, bare_tree, tmp_path):
+    result = fake_python()
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "WARNING" not in result.stdout
+    packages, messages, itself, check = (tmp_path / "pip.log").read_text().splitlines()
+    # Older pips look beyond the pins for a requirement with extras, unless they are told not to.
+    assert {"--no-deps", "--require-hashes"} <= set(packages.split())
+    assert packages.endswith(f"-r {bare_tree[1].tree}/requirements/lock.txt")
+    assert messages == "generated"
+    assert itself.endswith(f"--editable {bare_tree[1].tree}")
+    assert check.endswith(" check")
+    again = fake_python()
+    assert again.returncode == 0
+    assert "nothing to do" in again.stdout
+    assert len((tmp_path / "pip.log").read_text().splitlines()) == 4
+
+
+def test_packages_that_do_not_fit_together_are_told(fake_python, tmp_path):
+    (tmp_path / "broken").write_text("check")
+    result = fake_python()
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "WARNING: packages in .venv do not fit together" in result.stdout
+    assert "no luck with check" in result.stdout
+
+
+def test_a_failing_pip_is_told_and_leaves_work_for_the_next_run(fake_python, tmp_path):
+    (tmp_path / "broken").write_text("--require-hashes")
+    result = fake_python()
+    assert "pip could not install the Python packages" in error_of(result)
+    assert "no luck with --require-hashes" in result.stderr
+    (tmp_path / "broken").unlink()
+    again = fake_python()
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "creating .venv" in again.stdout
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        signal.SIGTERM,
+        pytest.param(
+            signal.SIGKILL,
+            marks=pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv (util-linux) is missing"),
+        ),
+    ],
+)
+def test_make_env_takes_pip_along_when_it_is_stopped(fake_python, bare_tree, tmp_path, number):
+    _, run = bare_tree
+    (tmp_path / "slow").touch()
     script = subprocess.Popen(
         ["bash", str(run.tree / "scripts" / "make_env.sh")],
-        env=run.environment(**variables),
+        env=run.environment(**fake_python.variables),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -597,8 +745,9 @@ def test_make_env_takes_pip_along_when_it_is_stopped(bare_tree, fake_ros, tmp_pa
             assert time.monotonic() < deadline
             time.sleep(0.05)
         pip = int((tmp_path / "pip.pid").read_text())
+        assert Path(f"/proc/{pip}").exists()
         script.send_signal(number)
-        assert script.wait(20) == 128 + number
+        assert script.wait(20) == (-number if number == signal.SIGKILL else 128 + number)
         deadline = time.monotonic() + 20
         while Path(f"/proc/{pip}").exists():
             assert time.monotonic() < deadline, "pip goes on without make env"
@@ -608,8 +757,8 @@ def test_make_env_takes_pip_along_when_it_is_stopped(bare_tree, fake_ros, tmp_pa
         script.wait(10)
     # What pip was writing cannot be trusted: the next run starts over.
     assert (run.tree / ".venv" / ".unfinished").exists()
-    (prefix / "pip" / "__main__.py").write_text("")
-    again = run(**variables)
+    (tmp_path / "slow").unlink()
+    again = fake_python()
     assert again.returncode == 0, again.stdout + again.stderr
     assert "creating .venv" in again.stdout
     assert not (run.tree / ".venv" / ".unfinished").exists()
