@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from ocdit_ros.model import ModelConfig, OCDiT, SamplerSettings, load_checkpoint
-from ocdit_ros.train.dataset import ObjectStore, SampleSettings, SampleSource, SceneShards
+from ocdit_ros.train.dataset import MixedSource, ObjectStore, SampleSettings, SampleSource, SceneShards
 from ocdit_ros.train.trainer import Trainer, TrainerSettings, start_model, stratified_sigma
 from ocdit_ros.train.vae import draw_masks, reconstruction_iou, train_vae
 from ocdit_ros.train.validation import average_precision, encode_masks, noise_curve, score_queries, validate
@@ -151,6 +151,35 @@ def test_features_from_the_cache_equal_fresh_ones(data, tmp_path):
         assert torch.equal(a, b)
 
 
+def mixed(data, model, share=0.5):
+    """Enlarged crops with three objects, and large views with five of which any number may be absent."""
+    large = SampleSettings.coarse(96, 5, min_pixels=20, batch_share=0.5)
+    crops = source(data, model)
+    return MixedSource([(crops, 1 - share), (SampleSource(crops.scenes, crops.objects, large, seed=4), share)], seed=3)
+
+
+def test_large_views_hold_any_number_of_absent_objects(data):
+    large = mixed(data, tiny(), 1.0).at_step(0)
+    assert large.settings.zoom == 0 and sum(large.settings.absent) == pytest.approx(1)
+    present = [int(large.sample(i)[1].flatten(1).any(-1).sum()) for i in range(40)]
+    assert min(present) <= 1 and max(present) >= 3
+    assert large.sample(0)[0].shape == (3, 96, 96) and large.sample(0)[1].shape == (5, 96, 96)
+
+
+def test_mixture_keeps_its_shares_and_trains_with_both_sizes(data, tmp_path):
+    samples = mixed(data, tiny(), 0.25)
+    again = mixed(data, tiny(), 0.25)
+    kinds = [samples.at_step(i).settings.size for i in range(400)]
+    assert kinds == [again.at_step(i).settings.size for i in range(400)]
+    assert 0.18 < np.mean([k == 96 for k in kinds]) < 0.32
+    with pytest.raises(ValueError, match="share above 0"):
+        MixedSource([(samples.kinds[0], 0.0)])
+    trainer = Trainer(tiny(), samples, tmp_path, TrainerSettings(steps=12, batch_size=4, warmup=2))
+    for _ in range(12):
+        assert np.isfinite(trainer.train_step())
+    assert trainer.views == sum(2 if k == 96 else 4 for k in kinds[:12]) < 48
+
+
 def test_missing_data_is_named(tmp_path):
     with pytest.raises(ValueError, match="no scene shards"):
         SceneShards(tmp_path)
@@ -212,7 +241,8 @@ def test_settings_need_an_end():
 
 
 def test_schedule_warms_up_and_decays(data, tmp_path):
-    trainer = Trainer(tiny(), None, tmp_path, TrainerSettings(steps=100, warmup=10, learning_rate=1.0, decay=0.5))
+    settings = TrainerSettings(steps=100, warmup=10, learning_rate=1.0, decay=0.5)
+    trainer = Trainer(tiny(), source(data, tiny()), tmp_path, settings)
     rates = []
     for trainer.step in range(101):
         rates.append(trainer.learning_rate())

@@ -51,6 +51,14 @@ def add_parser(subparsers: Any) -> None:
     )
     denoiser.add_argument("--size", type=int, default=192, help="pixels of the square training input")
     denoiser.add_argument("--zoom", type=float, default=0.5, help="share of samples that are enlarged crops")
+    denoiser.add_argument(
+        "--coarse-share",
+        type=float,
+        default=0.0,
+        help="share of steps on half-size batches of large views, of whose objects any number may be absent",
+    )
+    denoiser.add_argument("--coarse-size", type=int, default=288, help="pixels of those views")
+    denoiser.add_argument("--coarse-objects", type=int, default=8, help="objects in a query of those views")
     denoiser.add_argument("--validation-scenes", type=int, default=100)
     denoiser.add_argument("--validate-every", type=float, default=15, help="minutes")
     denoiser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default="no")
@@ -122,7 +130,7 @@ def _vae(args: argparse.Namespace) -> int:
 def _denoiser(args: argparse.Namespace) -> int:
     import torch
 
-    from ocdit_ros.train.dataset import ObjectStore, SampleSettings, SampleSource, SceneShards
+    from ocdit_ros.train.dataset import MixedSource, ObjectStore, SampleSettings, SampleSource, SceneShards
     from ocdit_ros.train.trainer import Trainer, TrainerSettings, start_model
 
     if args.threads:
@@ -137,10 +145,16 @@ def _denoiser(args: argparse.Namespace) -> int:
         size=args.size,
         queries_per_object=model.config.queries_per_object,
     )
-    source = SampleSource(
-        SceneShards(data / "scenes" / "train"),
-        ObjectStore(data / "objects" / "train", model, cache / "train"),
-        sampling,
+    queries = model.config.queries_per_object
+    scenes = SceneShards(data / "scenes" / "train")
+    store = ObjectStore(data / "objects" / "train", model, cache / "train")
+    source = SampleSource(scenes, store, sampling, args.seed)
+    large = SampleSettings.coarse(args.coarse_size, args.coarse_objects, queries_per_object=queries, batch_share=0.5)
+    mixture = MixedSource(
+        [
+            (source, 1 - args.coarse_share),
+            (SampleSource(scenes, store, large, args.seed + 1), args.coarse_share),
+        ],
         args.seed,
     )
     held_out = SampleSource(
@@ -154,7 +168,7 @@ def _denoiser(args: argparse.Namespace) -> int:
     count = min(args.validation_scenes, len(held_out.scenes))
     trainer = Trainer(
         model,
-        source,
+        mixture,
         run,
         TrainerSettings(
             steps=args.steps,

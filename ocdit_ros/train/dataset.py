@@ -142,6 +142,12 @@ class SampleSettings:
     min_crop: int = 80  # smallest crop, pixels
     min_pixels: int = 60  # of an object in the input, for it to count as present
     jitter: bool = True
+    batch_share: float = 1.0  # of the trainer's batch size: large views with many objects take a smaller batch
+
+    @classmethod
+    def coarse(cls, size: int, objects: int, **changes: Any) -> SampleSettings:
+        """Views as the coarse pass meets them: no enlarged crops, and any number of the objects may be absent."""
+        return cls(**{"size": size, "objects": objects, "zoom": 0.0, "absent": (1 / objects,) * objects, **changes})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +179,15 @@ class SampleSource:
         use.
         """
         self.scenes, self.objects, self.settings, self.seed = scenes, objects, settings, seed
+
+    def at_step(self, step: int) -> SampleSource:
+        """Where the batch of training step `step` comes from."""
+        return self
+
+    @property
+    def kinds(self) -> list[SampleSource]:
+        """Every source that `at_step` may give."""
+        return [self]
 
     def scene_of(self, index: int) -> int:
         """Which scene sample `index` is drawn from: each epoch is one permutation."""
@@ -297,3 +312,19 @@ class SampleSource:
         )
         diameters = torch.tensor([[self.objects.diameter(k) for k in row] for row in keys])
         return Batch(torch.stack(images), torch.stack(masks), diameters, list(keys), templates)
+
+
+class MixedSource:
+    """Several sources, each with its share of the training steps (drawn from seed and step number)."""
+
+    def __init__(self, shares: list[tuple[SampleSource, float]], seed: int = 0) -> None:
+        """Take sources with their shares, which need not add up to 1; raises ValueError when none is positive."""
+        self.kinds = [source for source, share in shares if share > 0]
+        if not self.kinds:
+            raise ValueError("a mixture needs a source with a share above 0")
+        total = np.array([share for _, share in shares if share > 0], np.float64)
+        self.shares, self.seed = total / total.sum(), seed
+
+    def at_step(self, step: int) -> SampleSource:
+        """Where the batch of training step `step` comes from."""
+        return self.kinds[int(np.random.default_rng((self.seed, 2, step)).choice(len(self.kinds), p=self.shares))]

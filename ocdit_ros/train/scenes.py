@@ -145,6 +145,16 @@ def choose_objects(r: Random, catalogue: Catalogue, count: int) -> list[str]:
     return [catalogue.keys[i] for i in chosen]
 
 
+def repeat_first(r: Random, keys: Sequence[str], copies: tuple[int, int]) -> list[str]:
+    """As many keys, the first of them ``copies`` (lowest, highest) times and all others once.
+
+    Others that a repeated object would leave no room for go; two stay where the scene has them.
+    """
+    times = int(r.integers(copies[0], copies[1] + 1))
+    others = [key for key in dict.fromkeys(keys) if key != keys[0]]
+    return [keys[0]] * times + others[: max(len(keys) - times, 2)]
+
+
 def random_rotation(r: Random) -> NDArray[np.float64]:
     """Uniform over all rotations (Shoemake 1992)."""
     q = r.standard_normal(4)
@@ -421,12 +431,14 @@ def draw_scene(
     load: Callable[[str], TrainObject],
     photos: Sequence[Image8] = (),
     size: tuple[int, int] = (256, 256),
+    copies: tuple[int, int] | None = None,
 ) -> Scene:
-    """Draw one scene; ``size`` is (width, height) of the picture in pixels."""
+    """Draw one scene; ``size`` is (width, height) of the picture in pixels, ``copies`` as for :func:`repeat_first`."""
     width, height = size
     piled = r.random() < 0.65
     count = int(r.integers(6, 13)) if piled else int(r.integers(3, 11))
-    items = [load(key) for key in choose_objects(r, catalogue, count)]
+    keys = choose_objects(r, catalogue, count)
+    items = [load(key) for key in (keys if copies is None else repeat_first(r, keys, copies))]
     poses = place(r, items, piled, float(r.uniform(0.55, 0.95) if piled else r.uniform(0.9, 1.5)))
     placed = []
     for item, (rotation, position) in zip(items, poses, strict=True):

@@ -155,7 +155,8 @@ def encode_sample(key: str, rendered: sc.Rendered, seed: int) -> dict[str, Any]:
 
 
 def _start_scenes(
-    store: str, keys: Sequence[str], split: str, seed: int, prefix: str, photos: str | None, size: tuple[int, int]
+    store: str, keys: Sequence[str], split: str, seed: int, prefix: str, photos: str | None, size: tuple[int, int],
+    copies: tuple[int, int] | None,
 ) -> None:
     cv2.setNumThreads(0)
     index = ob.read_index(store)
@@ -165,7 +166,7 @@ def _start_scenes(
     _worker.update(
         catalogue=sc.Catalogue.from_index({key: index[key] for key in keys}),
         load=functools.lru_cache(maxsize=800)(functools.partial(ob.load_object, store)),
-        split=split, seed=seed, prefix=prefix, photos=load_photos(photos, split), size=size,
+        split=split, seed=seed, prefix=prefix, photos=load_photos(photos, split), size=size, copies=copies,
     )  # fmt: skip
 
 
@@ -178,7 +179,7 @@ def _make_shard(job: tuple[str, int, int]) -> int:
         with webdataset.TarWriter(file, mtime=0, user="root", group="root") as tar:
             for number in range(first, last):
                 r = ob.seeded(w["seed"], w["split"], "scene", number)
-                scene = sc.draw_scene(r, w["catalogue"], w["load"], w["photos"], w["size"])
+                scene = sc.draw_scene(r, w["catalogue"], w["load"], w["photos"], w["size"], w["copies"])
                 rendered = sc.render_scene(scene, r, w["size"])
                 tar.write(encode_sample(f"{w['prefix']}-{w['split'][0]}{number:07d}", rendered, w["seed"]))
         file.flush()
@@ -199,18 +200,22 @@ def generate_scenes(
     first_shard: int = 0,
     size: tuple[int, int] = (256, 256),
     progress: bool = True,
+    copies: tuple[int, int] | None = None,
 ) -> int:
     """Render ``count`` scenes of objects in ``out``/objects/``split`` into shards under ``out``/scenes/``split``.
 
     Whole shards that exist are kept, so a killed run goes on where it was. The catalogue of objects is fixed when a
     round (``prefix``) starts, with the settings and the names of the photographs, in ``<prefix>.json`` beside the
     shards: objects added later enter later rounds only, and the same seed gives the same bytes. ``size`` is (width,
-    height). Returns the number of scenes of the round.
+    height). With ``copies`` (lowest, highest) one object of each scene is there so often and all others once: sets
+    that show whether several instances of an object are told apart. Returns the number of scenes of the round.
     """
     if split not in ob.SPLITS:
         raise ValueError(f"split must be one of {', '.join(ob.SPLITS)}, got {split!r}")
     if count < 1 or per_shard < 1:
         raise ValueError("count and per_shard must be at least 1")
+    if copies is not None and not 1 <= copies[0] <= copies[1]:
+        raise ValueError(f"copies must be two numbers from 1 on, the lower first, got {copies}")
     store, folder = Path(out) / "objects" / split, Path(out) / "scenes" / split
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
@@ -220,6 +225,7 @@ def generate_scenes(
         "size": list(size),
         "renderer": sc.RENDERER,
         "photos": _photo_names(photos, split),
+        "copies": None if copies is None else list(copies),
     }
     note = folder / f"{prefix}.json"
     if note.is_file():
@@ -237,7 +243,7 @@ def generate_scenes(
             jobs.append((str(target), first, min(first + per_shard, count)))
     left = sum(last - first for _, first, last in jobs)
     bar = tqdm(total=count, initial=count - left, unit="scene", disable=not progress, mininterval=5.0)
-    arguments = (str(store), keys, split, seed, prefix, _text(photos), size)
+    arguments = (str(store), keys, split, seed, prefix, _text(photos), size, copies)
     for made in _map(_make_shard, jobs, workers, _start_scenes, arguments):
         bar.update(made)
     bar.close()

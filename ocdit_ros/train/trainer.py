@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ocdit_ros.model import OCDiT, SamplerSettings, load_checkpoint, save_checkpoint
 from ocdit_ros.model.edm import denoising_loss
-from ocdit_ros.train.dataset import Batch, SampleSource
+from ocdit_ros.train.dataset import Batch, MixedSource, SampleSource
 from ocdit_ros.train.validation import encode_masks, noise_curve, validate
 
 
@@ -36,7 +36,7 @@ class TrainerSettings:
 
     steps: int | None = None
     time_budget: float | None = None
-    batch_size: int = 4  # scenes per step over all processes
+    batch_size: int = 4  # views per step over all processes, times SampleSettings.batch_share
     learning_rate: float = 1e-3
     warmup: int = 200  # steps
     decay: float = 0.3  # last share of the run over which the rate falls to 0
@@ -84,7 +84,7 @@ class Trainer:
     def __init__(
         self,
         model: OCDiT,
-        source: SampleSource,
+        source: SampleSource | MixedSource,
         folder: str | os.PathLike[str],
         settings: TrainerSettings,
         validation: list[Batch] | None = None,
@@ -97,10 +97,9 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.validation, self.probe = validation or [], probe or []
         self.accelerator = Accelerator(mixed_precision=settings.mixed_precision)
-        if settings.batch_size % self.accelerator.num_processes:
-            raise ValueError(
-                f"batch size {settings.batch_size} is not a multiple of {self.accelerator.num_processes} processes"
-            )
+        for size in {self.batch_size(kind) for kind in source.kinds}:
+            if size % self.accelerator.num_processes:
+                raise ValueError(f"batch size {size} is not a multiple of {self.accelerator.num_processes} processes")
         model.requires_grad_(True)
         model.vae.requires_grad_(False)
         model.backbone.requires_grad_(False)
@@ -115,7 +114,7 @@ class Trainer:
             betas=settings.betas,
         )
         self.loss, self.optimizer = self.accelerator.prepare(TrainingLoss(model), self.optimizer)
-        self.step, self.elapsed = 0, 0.0
+        self.step, self.elapsed, self.views = 0, 0.0, 0
         self.history: list[dict[str, Any]] = []
         if self.state_file.is_file():
             self.restore()
@@ -140,23 +139,25 @@ class Trainer:
         late = max(0.0, (self.progress() - (1 - self.settings.decay)) / max(self.settings.decay, 1e-9))
         return self.settings.learning_rate * warm * (1 - math.sqrt(min(late, 1.0)))
 
+    def batch_size(self, source: SampleSource) -> int:
+        """Views in a step whose samples come from `source`."""
+        return max(round(self.settings.batch_size * source.settings.batch_share), 1)
+
     def train_step(self) -> float:
         """One update; a pure function of the state and the step number. Returns the loss."""
         settings, accelerator = self.settings, self.accelerator
-        local = settings.batch_size // accelerator.num_processes
+        source = self.source.at_step(self.step)
+        size = self.batch_size(source)
+        local = size // accelerator.num_processes
         first = self.step * settings.batch_size
         # drawn for the global batch, so that any number of processes sees the same noise
         generator = torch.Generator().manual_seed((settings.seed << 32) + self.step)
-        sigma = stratified_sigma(
-            self.step, settings.batch_size, self.model.config.noise_mean, self.model.config.noise_std, generator
-        )
-        queries = self.source.settings.objects * self.source.settings.queries_per_object
-        side = self.source.settings.size // self.model.config.stride
-        noise = torch.randn(
-            settings.batch_size, queries, self.model.config.latent_channels, side, side, generator=generator
-        )
+        sigma = stratified_sigma(self.step, size, self.model.config.noise_mean, self.model.config.noise_std, generator)
+        queries = source.settings.objects * source.settings.queries_per_object
+        side = source.settings.size // self.model.config.stride
+        noise = torch.randn(size, queries, self.model.config.latent_channels, side, side, generator=generator)
         own = slice(accelerator.process_index * local, (accelerator.process_index + 1) * local)
-        batch = self.source.batch(list(range(first, first + settings.batch_size))[own]).to(accelerator.device)
+        batch = source.batch(list(range(first, first + size))[own]).to(accelerator.device)
         torch.manual_seed((settings.seed << 32) + self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
@@ -167,6 +168,7 @@ class Trainer:
         accelerator.clip_grad_norm_(self.loss.parameters(), settings.clip)
         self.optimizer.step()
         self.step += 1
+        self.views += size
         decay = min(settings.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for slow, fast in zip(self.ema.parameters(), self.model.parameters()):
@@ -188,7 +190,7 @@ class Trainer:
             bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}",
         )
         saved = validated = began = time.monotonic()
-        smooth, first = math.nan, self.step
+        smooth, first = math.nan, self.views
         while self.progress() < 1:
             start = time.monotonic()
             loss = self.train_step()
@@ -202,8 +204,8 @@ class Trainer:
             if writer and self.step % 20 == 0:
                 writer.add_scalar("loss", smooth, self.step)
                 writer.add_scalar("learning_rate", self.learning_rate(), self.step)
-                rate = (self.step - first) * self.settings.batch_size / (now - began)
-                bar.set_postfix_str(f"step {self.step} loss {smooth:.4f} {rate:.1f} scenes/s")
+                rate = (self.views - first) / (now - began)
+                bar.set_postfix_str(f"step {self.step} loss {smooth:.4f} {rate:.1f} views/s")
                 bar.update(min(self.progress(), 1.0) - bar.n)
             if main and now - validated > self.settings.validate_every:
                 self.report(writer, smooth)
@@ -225,7 +227,7 @@ class Trainer:
             "step": self.step,
             "seconds": round(self.elapsed),
             "loss": loss,
-            "scenes": self.step * self.settings.batch_size,
+            "views": self.views,
         }
         for name, sampler in (("1 step", SamplerSettings(1, ensemble=4)), ("4 steps", SamplerSettings(4, ensemble=4))):
             entry[name] = dataclasses.asdict(validate(self.ema, self.validation, sampler))
@@ -254,6 +256,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "elapsed": self.elapsed,
+            "views": self.views,
             "config": self.model.config.to_json(),
         }
         temporary = self.state_file.with_suffix(".tmp")
@@ -267,7 +270,7 @@ class Trainer:
             self.folder / "ema.safetensors",
             {
                 "steps": self.step,
-                "scenes": self.step * self.settings.batch_size,
+                "views": self.views,
                 "training_hours": round(self.elapsed / 3600, 3),
                 "validation": self.history[-1] if self.history else None,
             },
@@ -281,7 +284,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.elapsed = state["step"], state["elapsed"]
+        self.step, self.elapsed, self.views = state["step"], state["elapsed"], state["views"]
 
 
 def start_model(init: str | os.PathLike[str], config_changes: dict[str, Any] | None = None) -> OCDiT:
