@@ -294,9 +294,18 @@ install_package() {
     ln -sf "$root/resource/ocdit_ros" "$index/ocdit_ros"
     # ros2 run and launch look in lib/<package>, pip writes to bin.
     mkdir -p "$venv/lib/ocdit_ros"
-    for program in segment_node ocdit; do
+    for program in $(sed -n 's/^ *"\([a-z_]*\) = ocdit_ros\..*:main",$/\1/p' setup.py); do
         ln -sf "../../bin/$program" "$venv/lib/ocdit_ros/$program"
     done
+}
+
+# Byte code of what this package imports, also where PYTHONDONTWRITEBYTECODE is set: there each start of the node would
+# compile torch and the others anew. All of site-packages would take minutes, and most of it is never imported.
+compile_imports() {
+    PYTHONNOUSERSITE=1 run_child env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" -c '
+import importlib, pkgutil, ocdit_ros
+for module in pkgutil.walk_packages(ocdit_ros.__path__, "ocdit_ros."):
+    importlib.import_module(module.name)' >>"$log" 2>&1
 }
 
 holds() { [[ -f $1 && $(<"$1") == "$2" ]]; }
@@ -446,6 +455,10 @@ if [[ $fresh == yes ]] || ! holds "$venv/.stamp-package" "$package"; then
         ! broken=$("$venv/bin/python" -m pip --disable-pip-version-check check 2>&1); then
         say "WARNING: packages in .venv do not fit together (make clean, then make env, starts over):"
         printf '[env]   %s\n' "${broken//$'\n'/$'\n[env]   '}"
+    fi
+    if [[ $fresh == yes ]]; then
+        say "compiling the modules that it imports (up to a minute)"
+        compile_imports || say "WARNING: not all modules of ocdit_ros can be imported: $(tail -n 1 "$log")"
     fi
     write_setup "$distro"
     echo "$package" >"$venv/.stamp-package"

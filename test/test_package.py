@@ -69,6 +69,7 @@ ROS_PACKAGES = {
     "lifecycle_msgs",
     "rcl_interfaces",
     "rclpy",
+    "rosgraph_msgs",
     "sensor_msgs",
     "std_msgs",
     "std_srvs",
@@ -229,9 +230,14 @@ def test_every_room_is_a_package_that_setup_installs(setup):
     assert {".".join(folder.parts) for folder in folders} == set(setup["packages"])
 
 
-def test_entry_points_are_importable_programs():
+def programs(setup: dict) -> list[str]:
+    """Names of the programs that setup.py declares."""
+    return [text.partition("=")[0].strip() for text in setup["entry_points"]["console_scripts"]]
+
+
+def test_entry_points_are_importable_programs(setup):
     scripts = {e.name: e for e in importlib.metadata.distribution(PACKAGE).entry_points if e.group == "console_scripts"}
-    assert set(scripts) == {"ocdit", "segment_node"}
+    assert set(scripts) == set(programs(setup)) >= {"ocdit", "segment_node"}
     for entry in scripts.values():
         assert callable(getattr(importlib.import_module(entry.module), entry.attr))
 
@@ -670,13 +676,14 @@ def fake_python(bare_tree, tmp_path):
                     if [[ " $* " == *" $word "* ]]; then echo "no luck with $word"; exit 1; fi
                 done;;
             *build_interfaces.py*) echo generated >>{tmp_path}/pip.log;;
+            *"import "*ocdit_ros*) echo "imported, ${{PYTHONDONTWRITEBYTECODE-with byte code}}" >>{tmp_path}/pip.log;;
         esac""",
     )
 
     def make(*arguments):
         return run(*arguments, **make.variables)
 
-    make.variables = {"OCDIT_ROS": "wheels", "PYTHON": "python3.12"}
+    make.variables = {"OCDIT_ROS": "wheels", "PYTHON": "python3.12", "PYTHONDONTWRITEBYTECODE": "1"}
     return make
 
 
@@ -684,17 +691,18 @@ def test_without_ros_the_lock_and_nothing_else_is_installed(fake_python, bare_tr
     result = fake_python()
     assert result.returncode == 0, result.stdout + result.stderr
     assert "WARNING" not in result.stdout
-    packages, messages, itself, check = (tmp_path / "pip.log").read_text().splitlines()
+    packages, messages, itself, check, imports = (tmp_path / "pip.log").read_text().splitlines()
     # Older pips look beyond the pins for a requirement with extras, unless they are told not to.
     assert {"--no-deps", "--require-hashes"} <= set(packages.split())
     assert packages.endswith(f"-r {bare_tree[1].tree}/requirements/lock.txt")
     assert messages == "generated"
     assert itself.endswith(f"--editable {bare_tree[1].tree}")
     assert check.endswith(" check")
+    assert imports == "imported, with byte code"  # although the test forbids it to whoever inherits its environment
     again = fake_python()
     assert again.returncode == 0
     assert "nothing to do" in again.stdout
-    assert len((tmp_path / "pip.log").read_text().splitlines()) == 4
+    assert len((tmp_path / "pip.log").read_text().splitlines()) == 5
 
 
 def test_packages_that_do_not_fit_together_are_told(fake_python, tmp_path):
@@ -787,7 +795,7 @@ def test_check_sees_what_is_missing_and_touches_nothing(bare_tree):
 
 
 @in_own_environment
-def test_setup_file_works_in_an_empty_shell_from_anywhere(tmp_path):
+def test_setup_file_works_in_an_empty_shell_from_anywhere(tmp_path, setup):
     program = (
         f"set -eu; source {ROOT}/.venv/setup.bash; cd {tmp_path}; ocdit --help >/dev/null; python - <<'PY'\n"
         "import rclpy, vision_msgs.msg, ocdit_ros\n"
@@ -804,7 +812,8 @@ def test_setup_file_works_in_an_empty_shell_from_anywhere(tmp_path):
     assert (share / "package.xml").samefile(ROOT / "package.xml")
     for folder in ("launch", "config", "weights"):
         assert plain_files(share / folder) == plain_files(ROOT / folder)
-    assert os.access(ROOT / ".venv" / "lib" / PACKAGE / "segment_node", os.X_OK)
+    for name in programs(setup):
+        assert os.access(ROOT / ".venv" / "lib" / PACKAGE / name, os.X_OK), f"ros2 run would not find {name}"
 
 
 # --- colcon -----------------------------------------------------------------------------------------------------------
@@ -859,7 +868,7 @@ def test_colcon_installs_the_package_as_ros_expects_it(workspace, setup):
         for name in files:
             assert (prefix / target / Path(name).name).is_file(), f"{target} lacks {name}"
     assert ElementTree.parse(share / "package.xml").findtext("name") == PACKAGE
-    for program in ("segment_node", "ocdit"):
+    for program in programs(setup):
         path = prefix / "lib" / PACKAGE / program
         assert os.access(path, os.X_OK)
         # env finds the interpreter of the environment that is active when the program starts
