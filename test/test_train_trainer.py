@@ -152,8 +152,8 @@ def test_features_from_the_cache_equal_fresh_ones(data, tmp_path):
 
 
 def mixed(data, model, share=0.5):
-    """Enlarged crops with three objects, and large views with five of which any number may be absent."""
-    large = SampleSettings.coarse(96, 5, min_pixels=20, batch_share=0.5)
+    """Enlarged crops with three objects, and large views with four of which any number may be absent."""
+    large = SampleSettings.coarse(96, 4, min_pixels=20, batch_share=0.5)
     crops = source(data, model)
     return MixedSource([(crops, 1 - share), (SampleSource(crops.scenes, crops.objects, large, seed=4), share)], seed=3)
 
@@ -163,7 +163,13 @@ def test_large_views_hold_any_number_of_absent_objects(data):
     assert large.settings.zoom == 0 and sum(large.settings.absent) == pytest.approx(1)
     present = [int(large.sample(i)[1].flatten(1).any(-1).sum()) for i in range(40)]
     assert min(present) <= 1 and max(present) >= 3
-    assert large.sample(0)[0].shape == (3, 96, 96) and large.sample(0)[1].shape == (5, 96, 96)
+    assert large.sample(0)[0].shape == (3, 96, 96) and large.sample(0)[1].shape == (4, 96, 96)
+
+
+def test_a_store_with_too_few_objects_is_named(data):
+    crops = source(data, tiny(), objects=7)
+    with pytest.raises(ValueError, match="has 6 objects, too few for queries of 7"):
+        crops.sample(0)
 
 
 def test_mixture_keeps_its_shares_and_trains_with_both_sizes(data, tmp_path):
@@ -287,7 +293,7 @@ if trainer.accelerator.is_main_process:
                 str(folder),
             ],
             check=True,
-            timeout=240,
+            timeout=600,
             capture_output=True,
         )
         curves.append(json.loads((folder / "losses.json").read_text()))
@@ -337,7 +343,7 @@ def test_vae_learns_masks(data):
     model = tiny()
     held_out = draw_masks(scenes, 16, 64, np.random.default_rng(9), empty=0)
     before = reconstruction_iou(model.vae, held_out).mean()
-    result = train_vae(model.vae, scenes, scenes, seconds=12, size=64, batch=16)
+    result = train_vae(model.vae, scenes, scenes, steps=250, size=64, batch=16)
     assert result["iou"] > max(0.6, float(before) + 0.2)
     latents = encode_masks(model, held_out[None, :, 0])
     assert latents.shape[:2] == (1, 16) and latents.std() > 0.1

@@ -282,7 +282,14 @@ class SampleSource:
         for key in present:
             ys, xs = np.nonzero(np.isin(label, visible[key]))
             distance[key] = float(np.hypot(ys - centre[0], xs - centre[1]).min()) + rng.exponential(8)
-        present = sorted(present, key=distance.__getitem__)[: max(settings.objects - absent, 1)]
+        outside = len(self.objects.keys) - sum(key in self.objects.index for key in in_scene)
+        # at least as many present ones as it takes when the store has too few objects that are not in the scene
+        wanted = max(settings.objects - absent, settings.objects - outside, 1)
+        if len(present) + outside < settings.objects:
+            raise ValueError(
+                f"'{self.objects.folder}' has {len(self.objects.keys)} objects, too few for queries of {settings.objects}"
+            )
+        present = sorted(present, key=distance.__getitem__)[:wanted]
         twins = [k for key in sorted(in_scene) for k in self.objects.look_alikes(key) if k not in in_scene]
         keys = list(present)
         while len(keys) < settings.objects:

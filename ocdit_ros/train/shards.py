@@ -155,7 +155,13 @@ def encode_sample(key: str, rendered: sc.Rendered, seed: int) -> dict[str, Any]:
 
 
 def _start_scenes(
-    store: str, keys: Sequence[str], split: str, seed: int, prefix: str, photos: str | None, size: tuple[int, int],
+    store: str,
+    keys: Sequence[str],
+    split: str,
+    seed: int,
+    prefix: str,
+    photos: str | None,
+    size: tuple[int, int],
     copies: tuple[int, int] | None,
 ) -> None:
     cv2.setNumThreads(0)

@@ -64,17 +64,21 @@ def train_vae(
     vae: MaskVAE,
     scenes: SceneShards,
     held_out: SceneShards,
-    seconds: float,
+    seconds: float | None = None,
+    steps: int | None = None,
     size: int = 128,
     batch: int = 16,
     learning_rate: float = 2e-3,
     beta: float = 2e-3,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Train in place for `seconds`, set the latent statistics, and return the reconstruction IoU on held-out masks.
+    """Train in place for `steps` updates or `seconds`, whichever ends first, set the latent statistics, and return the
+    reconstruction IoU on held-out masks. Raises ValueError when neither is given.
 
     The VAE is convolutional without global terms, so small crops (`size`) teach what whole images need.
     """
+    if seconds is None and steps is None:
+        raise ValueError("give the VAE's training a number of steps or of seconds")
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, weight_decay=1e-3)
@@ -82,14 +86,18 @@ def train_vae(
     vae.train()
     pool = draw_masks(scenes, 2048, size, rng)
     began = time.monotonic()
-    bar = tqdm(total=round(seconds), unit="s", desc="mask VAE")
+    bar = tqdm(total=1000, unit="permille", desc="mask VAE")
     step = 0
-    while (spent := time.monotonic() - began) < seconds:
+
+    def progress() -> float:
+        by_time = (time.monotonic() - began) / seconds if seconds is not None else 0.0
+        return max(by_time, step / steps if steps is not None else 0.0)
+
+    while (done := progress()) < 1:
         if step % 100 == 99:  # an eighth of the pool is new every hundred steps
             part = rng.choice(len(pool), 256, replace=False)
             pool[part] = draw_masks(scenes, 256, size, rng)
         masks = pool[rng.choice(len(pool), batch, replace=False)]
-        done = spent / seconds
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * done))
         loss, _ = vae.loss(masks, beta)
@@ -100,7 +108,7 @@ def train_vae(
         step += 1
         if step % 50 == 0:
             bar.set_postfix_str(f"step {step} loss {loss.item():.4f}")
-            bar.update(int(spent) - bar.n)
+            bar.update(int(1000 * done) - bar.n)
     bar.close()
     vae.eval()
     vae.fit_statistics(draw_masks(scenes, 512, 256, rng))
