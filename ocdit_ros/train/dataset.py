@@ -287,7 +287,8 @@ class SampleSource:
         wanted = max(settings.objects - absent, settings.objects - outside, 1)
         if len(present) + outside < settings.objects:
             raise ValueError(
-                f"'{self.objects.folder}' has {len(self.objects.keys)} objects, too few for queries of {settings.objects}"
+                f"'{self.objects.folder}' has {len(self.objects.keys)} objects, too few for queries of "
+                f"{settings.objects}"
             )
         present = sorted(present, key=distance.__getitem__)[:wanted]
         twins = [k for key in sorted(in_scene) for k in self.objects.look_alikes(key) if k not in in_scene]
