@@ -29,8 +29,8 @@ demo: env ## segment real photos through the ROS 2 node; results in demo_out/ (D
 test: env ## unit and integration tests, over real DDS (ARGS="..." goes to pytest)
 	@$(in_env) exec $(bound) python -m pytest $(ARGS)
 
-lint: env ## ruff, mypy, import directions
-	@$(in_env) status=0; for check in "ruff check ." mypy lint-imports; do \
+lint: env ## ruff (rules and format), mypy, import directions
+	@$(in_env) status=0; for check in "ruff check ." "ruff format --check ." mypy lint-imports; do \
 		echo "--- $$check"; $$check || status=1; \
 	done; exit $$status
 
