@@ -60,6 +60,7 @@ setup(
         "console_scripts": [
             "ocdit = ocdit_ros.cli:main",
             "segment_node = ocdit_ros.node.segment_node:main",
+            "image_folder_publisher = ocdit_ros.node.image_folder:main",
         ],
     },
 )

@@ -48,7 +48,8 @@ FakeSettings = make_dataclass("FakeSettings", [(n, Any, parameters.defaults()[n]
 class FakeSegmenter:
     """The first object is whatever is red, the second green, the third blue; the score is the brightness.
 
-    The pixel in the corner can order trouble: (9, 9, n) takes n tenths of a second, (1, 2, 3) is an error.
+    The pixel in the corner can order trouble: (9, 9, n) takes n tenths of a second, (9, 8, n) does so without letting
+    other Python code run by itself, (1, 2, 3) is an error.
     """
 
     settings: Any = field(default_factory=FakeSettings)
@@ -70,12 +71,19 @@ class FakeSegmenter:
         del self.specs[name]
         self.calls.append(f"remove {name}")
 
+    def segment_many(self, images: list[np.ndarray]) -> list[list[FakeInstance]]:
+        return [self.segment(rgb) for rgb in images]
+
     def segment(self, rgb: np.ndarray) -> list[FakeInstance]:
         corner = rgb[0, 0].tolist()
         if corner == [1, 2, 3]:
             raise RuntimeError("a pixel of doom")
         if corner[:2] == [9, 9]:
             time.sleep(corner[2] / 10)
+        if corner[:2] == [9, 8]:
+            end = time.monotonic() + corner[2] / 10
+            while time.monotonic() < end:
+                pass
         found = []
         for channel, name in enumerate(self.objects[:3]):
             mask = (rgb[..., channel] > 100) & (np.delete(rgb, channel, axis=2).max(axis=2) < 50)
@@ -89,6 +97,10 @@ def make_fake(values: dict[str, Any]) -> tuple[FakeSegmenter, str]:
     """What the node is given in place of the real one; `weights` can order trouble."""
     if values["weights"] == "slow":
         time.sleep(30.0)
+    if values["weights"] == "busy":  # Python code that never gives way by itself, as long as configure may take
+        end = time.monotonic() + 30.0
+        while time.monotonic() < end:
+            pass
     if values["weights"] == "bad":
         raise BackendError("parameter 'weights': 'bad' is not a readable safetensors file")
     if values["weights"] == "explode":

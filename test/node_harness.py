@@ -100,7 +100,7 @@ class Program:
     def text(self) -> str:
         return "\n".join(self.lines)
 
-    def wait_for(self, text: str, timeout: float = 60.0, since: int = 0) -> str:
+    def wait_for(self, text: str, timeout: float = 180.0, since: int = 0) -> str:
         """The first line after number `since` that holds `text`."""
 
         def find() -> str | None:
@@ -188,15 +188,17 @@ class NodeUnderTest:
         if service not in self._clients:
             self._clients[service] = self.robot.node.create_client(kind, f"{self.name}/{service}")
         client = self._clients[service]
-        wait_until(client.service_is_ready, 60, f"service {service} of {self.name}")
+        wait_until(client.service_is_ready, 180, f"service {service} of {self.name}")
         return client
 
     def call_async(self, kind: Any, service: str, request: Any) -> Any:
         return self.client(kind, service).call_async(request)
 
     def call(self, kind: Any, service: str, request: Any, timeout: float = 60.0) -> Any:
-        future = self.call_async(kind, service, request)
-        wait_until(future.done, timeout, f"answer of {service}")
+        future, done = self.call_async(kind, service, request), threading.Event()
+        future.add_done_callback(lambda _: done.set())
+        if not done.wait(timeout):
+            raise AssertionError(f"answer of {service}: not within {timeout:g} s; it said:\n{self.program.text}")
         return future.result()
 
     def transition(self, name: str | int, timeout: float = 60.0) -> bool:
@@ -234,6 +236,21 @@ class NodeUnderTest:
     def describe(self, name: str) -> Any:
         request = DescribeParameters.Request(names=[name])
         return self.call(DescribeParameters, "describe_parameters", request).descriptors[0]
+
+    def interface(self) -> dict[str, set[tuple[str, str]]]:
+        """What the node has in the ROS graph: names and types of its publishers, subscriptions, services, clients."""
+        namespace, _, name = self.name.rpartition("/")
+        node = self.robot.node
+        asked = {
+            "publish": node.get_publisher_names_and_types_by_node,
+            "subscribe": node.get_subscriber_names_and_types_by_node,
+            "reply": node.get_service_names_and_types_by_node,
+            "request": node.get_client_names_and_types_by_node,
+        }
+        return {
+            right: {(topic, kind) for topic, kinds in ask(name, namespace or "/") for kind in kinds}
+            for right, ask in asked.items()
+        }
 
     # Topics
 

@@ -24,6 +24,7 @@ from ocdit_ros.node import parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "launch" / "segment.launch.py"
+DEMO = ROOT / "launch" / "segment_demo.launch.py"
 REAL = importlib.util.find_spec("launch_ros") is not None
 
 
@@ -50,10 +51,13 @@ SIGNATURES = {
     "launch.actions": {
         "DeclareLaunchArgument": "name default_value description choices condition",
         "EmitEvent": "event condition",
+        "ExecuteProcess": "cmd prefix name cwd env additional_env shell sigterm_timeout output condition",
+        "IncludeLaunchDescription": "launch_description_source launch_arguments condition",
         "OpaqueFunction": "function args kwargs condition",
         "RegisterEventHandler": "event_handler condition",
     },
     "launch.conditions": {"IfCondition": "predicate_expression"},
+    "launch.launch_description_sources": {"PythonLaunchDescriptionSource": "launch_file_path"},
     "launch.event_handlers": {"OnProcessStart": "target_action on_start"},
     "launch_ros.actions": {"LifecycleNode": _NODE, "Node": _NODE},
     "launch_ros.event_handlers": {
@@ -121,8 +125,8 @@ class Launched:
 
 
 @pytest.fixture
-def launched(monkeypatch):
-    """Run the launch file with stand-ins for launch and launch_ros."""
+def load(monkeypatch):
+    """Run a launch file with stand-ins for launch and launch_ros."""
     modules = {name: types.ModuleType(name) for name in ("launch", "launch_ros", "launch.events", "launch_ros.events")}
     for module, classes in SIGNATURES.items():
         modules.setdefault(module, types.ModuleType(module))
@@ -137,18 +141,34 @@ def launched(monkeypatch):
     modules["ament_index_python.packages"] = packages
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    spec = importlib.util.spec_from_file_location("segment_launch", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
-    def run(**given: str) -> Launched:
-        *arguments, setup = module.generate_launch_description()
-        declared = {argument.name: argument for argument in arguments}
-        assert set(given) <= set(declared)
-        context = {name: argument.default_value for name, argument in declared.items()} | given
-        return Launched(declared, setup.function(context), context)
+    def from_file(file: Path) -> Any:
+        spec = importlib.util.spec_from_file_location(file.name.replace(".", "_"), file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
 
-    return run
+        def run(**given: str) -> Launched:
+            *arguments, setup = module.generate_launch_description()
+            declared = {argument.name: argument for argument in arguments}
+            assert set(given) <= set(declared)
+            context = {name: argument.default_value for name, argument in declared.items()} | given
+            return Launched(declared, setup.function(context), context)
+
+        return run
+
+    return from_file
+
+
+@pytest.fixture
+def launched(load):
+    """Run segment.launch.py."""
+    return load(FILE)
+
+
+@pytest.fixture
+def demo(load):
+    """Run segment_demo.launch.py."""
+    return load(DEMO)
 
 
 def test_the_arguments_are_those_that_users_expect_and_have_texts(launched):
@@ -262,6 +282,65 @@ def test_the_rviz_file_names_topics_types_and_qos_of_the_node():
         assert topic["Value"].startswith("/segment_node/")
         assert published[topic["Value"].rpartition("/")[2]] == Image.__name__
         assert (topic["Reliability Policy"], topic["Durability Policy"]) == ("Reliable", "Volatile")
+
+
+def test_the_demo_hands_arguments_on_as_segment_launch_takes_them(demo, launched):
+    one = demo(images="/photos", models_dir="/models", namespace="arm", device="cpu", rviz="false")
+    include, _ = one.actions
+    assert include.kind == "IncludeLaunchDescription"
+    assert Path(include.launch_description_source.launch_file_path) == FILE
+    handed = dict(include.launch_arguments)
+    assert set(handed) <= set(launched().arguments)
+    assert (handed["models_dir"], handed["namespace"], handed["device"], handed["rviz"]) == (
+        "/models", "arm", "cpu", "false",
+    )  # fmt: skip
+    # The same argument has the same meaning; rviz alone is on by itself here, and autostart cannot be switched off.
+    for name in set(handed) - {"image", "rviz"}:
+        assert one.arguments[name].description.startswith(launched().arguments[name].description.rstrip("."))
+        assert one.arguments[name].default_value == launched().arguments[name].default_value
+    assert dict(demo(images="/photos").actions[0].launch_arguments)["rviz"] == "true"
+
+
+def test_the_demo_replays_a_folder_of_images_as_a_camera(demo):
+    one = demo(images="2024", rate="2.5", loop="false", image="/front/color")
+    include, camera = one.actions
+    assert (camera.kind, camera.package, camera.executable) == ("Node", "ocdit_ros", "image_folder_publisher")
+    scripts = dict(re.findall(r'"(\w+) = ([\w.]+):main"', (ROOT / "setup.py").read_text()))
+    assert scripts[camera.executable] == "ocdit_ros.node.image_folder"
+    given = {
+        name: value.value_type(one.text(value.value)) if isinstance(value, Recorded) else value
+        for name, value in camera.parameters[0].items()
+    }
+    assert given == {"folder": "2024", "rate": 2.5, "loop": False}
+    source = (ROOT / "ocdit_ros" / "node" / "image_folder.py").read_text()
+    assert set(given) <= set(re.findall(r'declare_parameter\("(\w+)"', source))
+    # What the one sends is what the other listens to.
+    assert dict(camera.remappings)["image"] == "/front/color" == dict(include.launch_arguments)["image"]
+
+
+@pytest.mark.parametrize("loop, sim_time", [("true", "false"), ("false", "true")])
+def test_the_demo_replays_a_bag(demo, loop, sim_time):
+    include, player = demo(bag="/data/drive", loop=loop, use_sim_time=sim_time, image="/cam/image").actions
+    wanted = ["ros2", "bag", "play", "/data/drive", "--rate", "1.0"]
+    wanted += ["--loop"] if loop == "true" else ["--clock"]
+    assert (player.kind, player.cmd) == ("ExecuteProcess", wanted)
+    handed = dict(include.launch_arguments)
+    assert (handed["image"], handed["use_sim_time"]) == ("/cam/image", sim_time)
+
+
+@pytest.mark.parametrize("given", [{}, {"images": "/photos", "bag": "/data/drive"}])
+def test_the_demo_wants_one_recording(demo, given):
+    with pytest.raises(RuntimeError, match="either images:=<folder> or bag:=<rosbag2>"):
+        demo(**given)
+
+
+def test_the_arguments_of_the_demo_are_explained(demo):
+    declared = demo(images="/photos").arguments
+    page = (ROOT / "docs" / "node.md").read_text()
+    for name in ("images", "bag", "image", "rate", "loop"):
+        assert declared[name].description.endswith(".")
+        default = re.escape(declared[name].default_value or '""')
+        assert re.search(rf"^\| `{name}` \| `{default}` \|", page, re.M), name
 
 
 @pytest.mark.integration

@@ -4,6 +4,7 @@
 """Every encoding against pixels laid out by hand; the traps of Image messages; what is wrong is said."""
 
 import array
+import io
 import sys
 import types
 from typing import ClassVar
@@ -11,6 +12,8 @@ from typing import ClassVar
 import cv2
 import numpy as np
 import pytest
+from PIL import Image as PillowImage
+from scipy import ndimage
 from sensor_msgs.msg import CompressedImage, Image
 
 from ocdit_ros.node import images
@@ -102,6 +105,76 @@ def test_yuv_422_against_bt_601(encoding, color):
 def test_colour_mosaics_by_the_names_of_ros(pattern, color):
     result = to_rgb(message(mosaic_of(color, pattern), f"bayer_{pattern}8", pad=1))
     np.testing.assert_array_equal(result, np.broadcast_to(color, (8, 10, 3)))
+
+
+#: How Pillow's raw decoder calls these layouts: mode of the image, mode of the bytes.
+PILLOW = {
+    "rgb8": ("RGB", "RGB"), "bgr8": ("RGB", "BGR"), "rgba8": ("RGBA", "RGBA"), "bgra8": ("RGBA", "BGRA"),
+    "mono8": ("L", "L"), "mono16": ("I;16", "I;16"), "mono16 big": ("I;16", "I;16B"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pad", [0, 2, 6])
+@pytest.mark.parametrize("name", PILLOW)
+def test_layouts_are_those_of_pillow(name, pad):
+    """The same bytes, read by another library."""
+    encoding, _, big = name.partition(" ")
+    row = ENCODINGS[encoding]
+    pixels = RNG.integers(0, 65536 if row.dtype == "u2" else 256, (13, 17, row.channels)).astype(row.dtype)
+    sent = message(pixels, encoding, pad, bigendian=bool(big))
+    mode, raw = PILLOW[name]
+    theirs = PillowImage.frombuffer(mode, (17, 13), bytes(sent.data), "raw", raw, sent.step, 1)
+    if row.dtype == "u2":  # Pillow keeps 16 bit; the full range is scaled to the full range
+        grey = np.round(np.asarray(theirs).astype(float) / 257)
+        np.testing.assert_allclose(to_rgb(sent), np.stack([grey] * 3, 2), atol=1)
+    else:
+        np.testing.assert_array_equal(to_rgb(sent), np.asarray(theirs.convert("RGB")))
+
+
+@pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
+def test_mosaics_against_bilinear_interpolation_by_scipy(pattern):
+    """Every pixel of a random mosaic is the mean of the nearest samples of each colour."""
+    samples = RNG.integers(0, 256, (16, 22), np.uint8)
+    kernels = {"g": [[0, 1, 0], [1, 4, 1], [0, 1, 0]], "rb": [[1, 2, 1], [2, 4, 2], [1, 2, 1]]}
+    expected = np.zeros((16, 22, 3))
+    for channel, letter in enumerate("rgb"):
+        here = np.tile(np.array([one == letter for one in pattern]).reshape(2, 2), (8, 11))
+        kernel = np.array(kernels["g" if letter == "g" else "rb"]) / 4
+        expected[..., channel] = ndimage.convolve(np.where(here, samples, 0).astype(float), kernel, mode="mirror")
+    result = to_rgb(message(samples, f"bayer_{pattern}8", pad=3)).astype(float)
+    np.testing.assert_allclose(result[1:-1, 1:-1], expected[1:-1, 1:-1], atol=1)  # the border is extrapolated
+
+
+@pytest.mark.parametrize("encoding", ["yuv422", "uyvy", "yuv422_yuy2", "yuyv"])
+def test_every_pixel_of_yuv_422_against_bt_601(encoding):
+    """Random pixels: two neighbours share their chroma."""
+    luma = RNG.integers(16, 236, (10, 14)).astype(float)
+    u, v = RNG.integers(64, 192, (2, 10, 7))
+    order = (u, luma[:, ::2], v, luma[:, 1::2]) if encoding in ("yuv422", "uyvy") else (
+        luma[:, ::2], u, luma[:, 1::2], v
+    )  # fmt: skip
+    packed = np.stack(order, axis=2).astype(np.uint8).reshape(10, 14, 2)
+    blue, red = (np.repeat(c.astype(float) - 128, 2, axis=1) for c in (u, v))
+    y = 255 / 219 * (luma - 16)
+    expected = np.stack(
+        [
+            y + 255 / 224 * 1.402 * red,
+            y - 255 / 224 * (0.344136 * blue + 0.714136 * red),
+            y + 255 / 224 * 1.772 * blue,
+        ],
+        axis=2,
+    )
+    result = to_rgb(message(packed, encoding, pad=4))
+    np.testing.assert_allclose(result, np.clip(expected, 0, 255), atol=2)
+
+
+def test_compressed_images_against_pillow():
+    photo = PillowImage.fromarray(cv2.GaussianBlur(PICTURE, (0, 0), 2))
+    for kind in ("png", "jpeg"):
+        file = io.BytesIO()
+        photo.save(file, kind)
+        theirs = np.asarray(PillowImage.open(io.BytesIO(file.getvalue())).convert("RGB")).astype(int)
+        np.testing.assert_allclose(to_rgb(compressed(file.getvalue(), kind)).astype(int), theirs, atol=3)
 
 
 def test_the_table_is_what_the_conventions_name():

@@ -7,7 +7,6 @@ The segmenter is the one of node_fakes.py: the first object is whatever is red, 
 """
 
 import itertools
-import random
 import signal
 import subprocess
 import time
@@ -179,48 +178,6 @@ def test_shutdown_from_every_state(start, meshes, before):
     assert one.state == "finalized"
     one.program.send(signal.SIGINT)
     assert one.program.wait(15) == 0
-
-
-LEGAL = {
-    "unconfigured": {"configure": "inactive"},
-    "inactive": {"activate": "active", "cleanup": "unconfigured"},
-    "active": {"deactivate": "inactive"},
-}
-
-
-def test_random_walks_leave_nothing_behind(unconfigured, meshes):
-    one = unconfigured
-    assert one.set("models_dir", str(meshes)) == ""
-
-    def topics():
-        names = [name for name, _ in one.robot.node.get_topic_names_and_types() if one.name in name]
-        return [name for name in names if name.endswith(("detections", "label_image", "mask", "overlay", "label_info"))]
-
-    def status(key):
-        with open(f"/proc/{one.program.process.pid}/status") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith(key))
-
-    wait_until(lambda: not topics(), 20, "the publishers to be gone")
-    threads = memory = configured = 0
-    chooser = random.Random(3)
-    for walk in range(14):
-        state = "unconfigured"
-        for _ in range(6):
-            transition, state = chooser.choice(sorted(LEGAL[state].items()))
-            assert one.transition(transition), one.program.text
-            assert one.state == state
-            configured += walk > 3 and transition == "configure"
-        while state != "unconfigured":
-            assert one.transition("deactivate" if state == "active" else "cleanup")
-            state = one.state
-        if walk == 3:  # pools and caches are filled by now
-            threads, memory = status("Threads"), status("VmRSS")
-    wait_until(lambda: not topics(), 20, "the publishers to be gone")
-    # The executor's pool may still grow to its six threads; a worker kept by each configure would be more.
-    assert configured > 10
-    wait_until(lambda: status("Threads") <= threads + 5, 10, "the threads to be gone")
-    grown = status("VmRSS") - memory
-    assert grown < 8 * 1024, f"{grown} kB more than after four walks"
 
 
 BAD_PARAMETERS = {
@@ -424,37 +381,6 @@ def test_of_a_burst_the_newest_frame_wins(node, number):
     assert [one.header for one in received] == [header(number), header(number + 5)]
 
 
-def test_a_fast_camera_before_a_slow_model_gets_fresh_results_only(node, number):
-    received = node.detections()
-    camera = node.matched()
-    sent = []
-    picture = scene(red=RED)
-    picture[0, 0] = 9, 9, 2
-    begin = time.monotonic()
-    arrivals = []
-    node.robot.node.create_subscription(
-        messages.Detection2DArray,
-        f"{node.name}/detections",
-        lambda m: arrivals.append((time.monotonic(), m.header)),
-        10,
-    )
-    n = 0
-    while time.monotonic() - begin < 4.0:
-        head = header(10_000 + number * 100 + n)
-        sent.append((time.monotonic(), head))
-        camera.publish(image(picture, head))
-        n += 1
-        time.sleep(1 / 30)
-    results(received, sent[-1][1])
-    times = {(head.stamp.sec, head.stamp.nanosec): when for when, head in sent}
-    ages = [when - times[head.stamp.sec, head.stamp.nanosec] for when, head in arrivals]
-    # one frame waits for at most the one in hand (0.2 s), then takes as long; a loaded machine adds to that
-    assert np.median(ages) < 0.2 + 0.2 + 0.2
-    assert len(received) < len(sent) / 3
-    dropped = wait_until(lambda: _diagnostics(node), 5, "diagnostics")
-    assert int(dropped["frames dropped (newer one arrived)"]) > len(sent) / 3
-
-
 def _diagnostics(node):
     received = node.diagnostics()
     mine = wait_until(
@@ -619,21 +545,6 @@ def test_trigger_reports_a_frame_that_cannot_be_used(node, number):
     wait_until(answer.done, 20, "the answer")
     assert not answer.result().success
     assert "nv21" in answer.result().message
-
-
-def test_services_and_parameters_answer_while_a_frame_takes_long(node, number):
-    received = node.detections()
-    camera = node.matched()
-    slow = scene(red=RED)
-    slow[0, 0] = 9, 9, 30
-    camera.publish(image(slow, header(number)))
-    time.sleep(0.5)
-    for _ in range(5):
-        assert node.state == "active"
-        assert node.get("mode") == "stream"
-        assert node.set("max_rate", 0.0) == ""
-    assert received == [], "the frame was done before the calls were answered"
-    results(received, header(number))
 
 
 def test_reload_reads_what_changed_and_keeps_the_rest(start, meshes, tmp_path, number):

@@ -17,8 +17,8 @@ from ocdit_ros.node.worker import Mailbox, Worker
 def worker():
     made = []
 
-    def make(handle=lambda item: None):
-        made.append(Worker(handle))
+    def make(handle=lambda item: None, senders=1):
+        made.append(Worker(lambda items: [handle(item) for item in items], senders))
         return made[-1]
 
     yield make
@@ -225,3 +225,67 @@ def test_the_last_item_is_not_kept_alive(worker):
     one.submit(lambda: None).result(10)
     gc.collect()
     assert reference() is None
+
+
+def test_what_waited_is_handled_together_with_the_newest_of_each_sender():
+    started, go_on, handled = threading.Event(), threading.Event(), []
+
+    def handle(items):
+        handled.append(items)
+        started.set()
+        assert go_on.wait(10)
+
+    one = Worker(handle, senders=3)
+    try:
+        one.mailbox.put("left", 0)
+        assert started.wait(10)
+        for n in range(1, 5):
+            one.mailbox.put("left", f"left {n}")
+            one.mailbox.put("right", f"right {n}")
+        go_on.set()
+        while len(one.mailbox):
+            time.sleep(0.01)
+        one.submit(lambda: None).result(10)
+        assert handled == [[0], ["left 4", "right 4"]]
+    finally:
+        assert one.stop(10)
+
+
+def test_an_item_waits_for_those_of_the_others_but_not_for_ever():
+    handled = []
+    one = Worker(lambda items: handled.append((time.monotonic(), items)), senders=2)
+    try:
+        one.gather = 60.0
+        one.mailbox.put("left", "l")
+        time.sleep(0.2)
+        assert handled == []
+        one.mailbox.put("right", "r")  # all are there: nothing to wait for
+        while not handled:
+            time.sleep(0.01)
+        assert handled[0][1] == ["l", "r"]
+        one.gather = 0.3
+        put = time.monotonic()
+        one.mailbox.put("right", "alone")
+        while len(handled) < 2:
+            time.sleep(0.01)
+        assert handled[1][1] == ["alone"]
+        assert handled[1][0] - put >= 0.29
+        one.gather = 60.0
+        one.mailbox.put("left", "late")
+        time.sleep(0.1)
+        one.gather = 0.0  # a change wakes the thread
+        while len(handled) < 3:
+            time.sleep(0.01)
+    finally:
+        assert one.stop(10)
+
+
+def test_one_sender_never_waits():
+    handled = threading.Event()
+    one = Worker(lambda items: handled.set())
+    try:
+        one.gather = 60.0
+        one.mailbox.put("camera", 1)
+        assert handled.wait(10)
+    finally:
+        assert one.stop(10)

@@ -34,8 +34,8 @@ class SegmenterLike(Protocol):
     def remove_object(self, name: str) -> Any:
         """Forget an object."""
 
-    def segment(self, rgb: np.ndarray) -> Sequence[InstanceLike]:
-        """Instances in uint8 [H, W, 3], best first."""
+    def segment_many(self, images: Sequence[np.ndarray]) -> Sequence[Sequence[InstanceLike]]:
+        """For each image, uint8 [H, W, 3], its instances, best first."""
 
 
 #: Makes a segmenter from the parameters, with a sentence on what it is, for the log; raises BackendError.

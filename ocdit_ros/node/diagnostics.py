@@ -29,7 +29,7 @@ class Statistics:
     def reset(self) -> None:
         """Back to nothing, at configure."""
         with self._lock:
-            self.received = self.processed = self.replaced = self.failed = 0
+            self.received = self.processed = self.replaced = self.failed = self.batches = 0
             self._latencies: dict[str, deque[float]] = {}
             self._arrived: deque[float] = deque(maxlen=self._window)
             self._done: deque[float] = deque(maxlen=self._window)
@@ -46,6 +46,11 @@ class Statistics:
         """Frames were dropped: a newer one arrived before it was their turn, or the node was deactivated."""
         with self._lock:
             self.replaced += count
+
+    def batch_segmented(self) -> None:
+        """The network was done with the frames that it saw together."""
+        with self._lock:
+            self.batches += 1
 
     def frame_processed(self, seconds: Mapping[str, float]) -> None:
         """Results were published; the time that each stage took, by name."""
@@ -82,6 +87,7 @@ class Statistics:
                 "frames processed": str(self.processed),
                 "frames dropped (newer one arrived)": str(self.replaced),
                 "frames failed": str(self.failed),
+                "batches segmented": str(self.batches),
             }
             for stage, latencies in self._latencies.items():
                 values[f"latency {stage} median [ms]"] = f"{1e3 * statistics.median(latencies):.1f}"

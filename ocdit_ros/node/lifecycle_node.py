@@ -71,6 +71,9 @@ _RESTING = ("unconfigured", "inactive", "active", "finalized")
 #: How long a stopping process waits for the frame in hand, in seconds.
 PATIENCE = 2.0
 
+#: Least time between two warnings about the images of one camera, in seconds.
+WARNING_PERIOD = 5.0
+
 
 class _ClosingError(Exception):
     """The process is stopping; whatever was being waited for is not needed any more."""
@@ -145,6 +148,7 @@ class Camera:
         self._node = node
         self._subscription: Any = None
         self._publishers: list[Any] = []
+        self._warned = -float("inf")  # monotonic time of the last warning, s
         prefix = f"~/{name}/" if name else "~/"
         self.detections = self._publisher(Detection2DArray, prefix + "detections")
         self.label_image = self._publisher(Image, prefix + "label_image")
@@ -186,6 +190,13 @@ class Camera:
         self.detections.publish(messages.detections_message(header, instances))
         if self.overlay.get_subscription_count():
             self.overlay.publish(messages.image_message(header, messages.overlay_array(rgb, instances), "rgb8"))
+
+    def warn(self, text: str) -> None:
+        """A warning that names this camera's topic, at most one in WARNING_PERIOD: a bad camera sends on and on."""
+        now = time.monotonic()
+        if now - self._warned >= WARNING_PERIOD:
+            self._warned = now
+            self._node.get_logger().warning(f"image on '{self._node.resolve_topic_name(self.topic)}' {text}")
 
     def destroy(self) -> None:
         """Remove everything from the ROS graph; may be called again."""
@@ -312,12 +323,13 @@ class SegmentNode(LifecycleNode):
         specs = objects.catalogue(values, self._own)
         _check_selected(values["selected_object"], [spec.name for spec in specs])
         self.statistics.reset()
-        self._worker = Worker(self._process)
-        self._worker.min_period = _period(values["max_rate"])
+        cameras = parameters.names_in(values, "cameras") or [""]
+        self._worker = Worker(self._process, len(cameras))
+        self._worker.min_period, self._worker.gather = _period(values["max_rate"]), values["batch_wait"]
         self._wait_for(self._worker.submit(lambda: self._load(values, specs)))
         self._label_info = self.create_lifecycle_publisher(LabelInfo, "~/label_info", LATCHED_QOS)
         compressed = values["image_transport"] == "compressed"
-        for name in parameters.names_in(values, "cameras") or [""]:
+        for name in cameras:
             self._cameras.append(Camera(self, name, compressed))
 
     def _load(self, values: Mapping[str, Any], specs: Sequence[ObjectSpec]) -> None:
@@ -337,7 +349,7 @@ class SegmentNode(LifecycleNode):
                 f"object {index} of {len(specs)}: {spec.name} is ready ({time.monotonic() - begun:.1f} s)"
             )
         if values["warm_up"] and not self._closing.is_set():
-            segmenter.segment(np.full((480, 640, 3), 127, np.uint8))
+            segmenter.segment_many([np.full((480, 640, 3), 127, np.uint8)])
         self._segmenter = segmenter
         self.get_logger().info(f"configured in {time.monotonic() - started:.1f} s")
 
@@ -444,49 +456,64 @@ class SegmentNode(LifecycleNode):
             replaced = worker.mailbox.put(camera.name, _Frame(camera, message, received))
             self.statistics.frames_replaced(replaced is not None)
 
-    def _process(self, frame: _Frame) -> None:
-        """Segment a frame and publish; runs in the worker. A frame that is of no use is told and dropped."""
-        try:
-            text = self._segment_and_publish(frame)
-        except ImageError as error:
-            self.statistics.frame_failed(f"image on {frame.camera.topic} dropped: {error}")
-            self.get_logger().warning(
-                f"image on '{self.resolve_topic_name(frame.camera.topic)}' dropped: {error}",
-                throttle_duration_sec=5.0,
-            )
-            self._complete(frame, False, str(error))
-        except Exception as error:
-            if self._closing.is_set():
-                return  # the publishers may be gone already
-            self.statistics.frame_failed(f"frame dropped: {type(error).__name__}: {error}")
-            self.get_logger().error(f"frame dropped:\n{traceback.format_exc()}", throttle_duration_sec=5.0)
-            self._complete(frame, False, f"{type(error).__name__}: {error}")
-        else:
-            self._complete(frame, True, text)
-
-    def _segment_and_publish(self, frame: _Frame) -> str:
+    def _process(self, frames: list[_Frame]) -> None:
+        """Segment frames together and publish; runs in the worker. One that is of no use is told and dropped."""
+        begun = time.monotonic()
+        usable: list[tuple[_Frame, np.ndarray, float]] = []
+        for frame in frames:
+            since = time.monotonic()
+            try:
+                usable.append((frame, to_rgb(frame.message), time.monotonic() - since))
+            except ImageError as error:
+                self.statistics.frame_failed(f"image on {frame.camera.topic} dropped: {error}")
+                frame.camera.warn(f"dropped: {error}")
+                self._complete(frame, False, str(error))
+            except Exception as error:
+                self._fail(frame, error)
+        if not usable:
+            return
         values, segmenter = self._values, self._segmenter
         assert segmenter is not None
-        begun = time.monotonic()
-        rgb = to_rgb(frame.message)
-        converted = time.monotonic()
-        apply_settings(segmenter, values)
-        instances = segmenter.segment(rgb)
-        segmented = time.monotonic()
-        header = frame.message.header
-        frame.camera.publish(header, rgb, instances, values["selected_object"])
-        published = time.monotonic()
-        seconds = {
-            "convert": converted - begun,
-            "segment": segmented - converted,
-            "publish": published - segmented,
-        }
+        since = time.monotonic()
+        try:
+            apply_settings(segmenter, values)
+            found = segmenter.segment_many([rgb for _, rgb, _ in usable])
+        except Exception as error:
+            for frame, _, _ in usable:
+                self._fail(frame, error)
+            return
+        self.statistics.batch_segmented()
+        seconds = {"segment": time.monotonic() - since}
         seconds |= {f"segment/{stage}": value for stage, value in getattr(segmenter, "last_timings", {}).items()}
+        for (frame, rgb, convert), instances in zip(usable, found, strict=True):
+            try:
+                spent = {"wait": begun - frame.received, "convert": convert, **seconds}
+                self._publish(frame, rgb, instances, values["selected_object"], spent)
+            except Exception as error:
+                self._fail(frame, error)
+            else:
+                self._complete(frame, True, messages.summary(instances))
+
+    def _publish(
+        self, frame: _Frame, rgb: np.ndarray, instances: Sequence[Any], selected: str, seconds: dict[str, float]
+    ) -> None:
+        header = frame.message.header
+        since = time.monotonic()
+        frame.camera.publish(header, rgb, instances, selected)
+        seconds["publish"] = time.monotonic() - since
         if header.stamp.sec or header.stamp.nanosec:
             age = self.get_clock().now() - Time.from_msg(header.stamp, clock_type=self.get_clock().clock_type)
             seconds["stamp to result"] = age.nanoseconds * 1e-9
         self.statistics.frame_processed(seconds)
-        return messages.summary(instances)
+
+    def _fail(self, frame: _Frame, error: Exception) -> None:
+        """Tell of an error that nobody foresaw; called while it is handled."""
+        if self._closing.is_set():
+            return  # the publishers may be gone already
+        text = f"{type(error).__name__}: {error}"
+        self.statistics.frame_failed(f"frame dropped: {text}")
+        self.get_logger().error(f"frame dropped:\n{traceback.format_exc()}", throttle_duration_sec=5.0)
+        self._complete(frame, False, text)
 
     def _complete(self, frame: _Frame, success: bool, text: str) -> None:
         request = self._request
@@ -662,7 +689,7 @@ class SegmentNode(LifecycleNode):
         self._values = values
         worker = self._worker
         if worker is not None:
-            worker.min_period = _period(values["max_rate"])
+            worker.min_period, worker.gather = _period(values["max_rate"]), values["batch_wait"]
         if "score_threshold" in changed:
             self._publish_label_info()
 

@@ -210,6 +210,12 @@ PARAMETERS: tuple[Parameter, ...] = (
         choices=("raw", "compressed"),
     ),
     Parameter(
+        "batch_wait", Type.DOUBLE, 0.02, Takes.NOW,
+        "With several cameras: how long a frame waits for those of the others, so that the network sees them "
+        "in one batch. Frames that waited for the last batch to end are one batch in any case.",
+        unit="s", minimum=0.0, maximum=10.0,
+    ),
+    Parameter(
         "mode", Type.STRING, "stream", Takes.NOW,
         "stream: segment the newest frame as soon as the last one is done; trigger: only when ~/segment is "
         "called.",

@@ -8,6 +8,7 @@ ros2 run ocdit_ros segment_node --ros-args --params-file segment.yaml
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None, make_segmenter: Factory | None 
     for number in numbers:
         signal.signal(number, lambda *_: stop.set())
     node = SegmentNode(make_segmenter or from_parameters)
+    gc.freeze()  # what the imports made stays for good: no collection has to look at it again
     executor = MultiThreadedExecutor(num_threads=THREADS)
     executor.add_node(node)
 

@@ -27,6 +27,7 @@ class Mailbox(Generic[Item]):
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
+        self.since = 0.0  # monotonic time in s since which anything has been waiting; of no meaning when empty
         self._slots: OrderedDict[Hashable, Item] = OrderedDict()
         self._closed = False
 
@@ -36,6 +37,8 @@ class Mailbox(Generic[Item]):
             if self._closed:
                 return item
             replaced = self._slots.get(sender)
+            if not self._slots:
+                self.since = time.monotonic()
             self._slots[sender] = item  # keeps the sender's place in the queue
             self.changed.notify_all()
             return replaced
@@ -71,18 +74,24 @@ class Mailbox(Generic[Item]):
 
 
 class Worker(Generic[Item]):
-    """A thread that runs jobs in order and, when there is none, handles the newest item of the mailbox.
+    """A thread that runs jobs in order and, when there is none, handles the newest items of the mailbox together.
 
     Everything that touches the model runs here, so it needs no lock, and a CUDA context or a thread pool is
     made once.
     """
 
-    def __init__(self, handle: Callable[[Item], None], name: str = "segmenter") -> None:
-        """`handle` gets each item; an error that it lets out is logged, and the thread goes on."""
+    def __init__(self, handle: Callable[[list[Item]], None], senders: int = 1, name: str = "segmenter") -> None:
+        """`handle` gets the newest item of every sender that has one, at least one in all.
+
+        An error that it lets out is logged, and the thread goes on. `senders` is how many there are: while not all
+        of them have sent, the others' items wait for `gather` seconds.
+        """
         self.mailbox: Mailbox[Item] = Mailbox()
         self._handle = handle
         self._jobs: deque[tuple[Future, Callable[[], Any]]] = deque()
+        self._senders = senders
         self._stopping = False
+        self._gather = 0.0
         self._min_period = 0.0
         self._next_start = 0.0
         # A daemon: a frame that is being computed cannot be interrupted, and must not keep a stopped process
@@ -91,8 +100,19 @@ class Worker(Generic[Item]):
         self._thread.start()
 
     @property
+    def gather(self) -> float:
+        """How long in seconds an item waits for those of the other senders, so that they are handled together."""
+        return self._gather
+
+    @gather.setter
+    def gather(self, seconds: float) -> None:
+        with self.mailbox.changed:
+            self._gather = seconds
+            self.mailbox.changed.notify_all()
+
+    @property
     def min_period(self) -> float:
-        """Least time in seconds between the starts of two items; of what arrives meanwhile, the newest."""
+        """Least time in seconds between the starts of two batches; of what arrives meanwhile, the newest."""
         return self._min_period
 
     @min_period.setter
@@ -130,18 +150,23 @@ class Worker(Generic[Item]):
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    def _due(self) -> float | None:
+        """When the waiting items are to be handled; None while there are none."""
+        waiting = len(self.mailbox)
+        if not waiting:
+            return None
+        return max(self._next_start, self.mailbox.since + self._gather) if waiting < self._senders else self._next_start
+
     def _next(self) -> tuple[Future | None, Any] | None:
         with self.mailbox.changed:
             while not self._stopping:
                 if self._jobs:
                     return self._jobs.popleft()
-                pause = self._next_start - time.monotonic() if len(self.mailbox) else None
-                if pause is not None and pause <= 0:
-                    self._next_start = time.monotonic() + self._min_period
-                    taken = self.mailbox.take_nowait()
-                    if taken is not None:
-                        return None, taken[1]
-                self.mailbox.changed.wait(pause)
+                due, now = self._due(), time.monotonic()
+                if due is not None and due <= now:
+                    self._next_start = now + self._min_period
+                    return None, self.mailbox.clear()
+                self.mailbox.changed.wait(None if due is None else due - now)
             return None
 
     def _run(self) -> None:
