@@ -138,6 +138,33 @@ def test_face_colours_of_ply(tmp_path, original):
     assert difference(render(load_mesh(path), VIEWS, SETTINGS), reference) <= 0.1
 
 
+@pytest.mark.parametrize("fractions", [False, True])
+def test_face_colours_of_off(tmp_path, original, fractions):
+    vertices, faces, uv, texture, _, _ = original
+    colors = looked_up(texture, uv[faces].mean(axis=1))
+    reference = render(Mesh.from_arrays(vertices, faces, colors=colors), VIEWS, SETTINGS)
+    lines = ["OFF  # counts follow", f"{len(vertices)} {len(faces)} 0", ""]
+    lines += [" ".join(f"{x:.9g}" for x in vertex) for vertex in vertices]
+    for face, color in zip(faces, colors, strict=True):
+        words = [f"{c / 255:.6f}" for c in color] if fractions else [str(c) for c in color]
+        lines.append(" ".join(["3", *map(str, face), *words]))
+    (tmp_path / "mesh.off").write_text("\n".join(lines) + "\n")
+    assert difference(render(load_mesh(tmp_path / "mesh.off"), VIEWS, SETTINGS), reference) <= 0.1
+
+
+@pytest.mark.parametrize("kind", ["obj", "dae"])
+def test_textures_by_uri(tmp_path, original, kind):
+    vertices, faces, uv, texture, _, reference = original
+    (tmp_path / "a b").mkdir()
+    path = WRITERS[kind](tmp_path / f"mesh.{kind}", vertices, faces, uv, texture)
+    name, place = {"obj": ("material.png", "material.mtl"), "dae": ("mesh_dae.png", "mesh.dae")}[kind]
+    (tmp_path / name).rename(tmp_path / "a b" / "print.png")
+    text = (tmp_path / place).read_text()
+    assert name in text
+    (tmp_path / place).write_text(text.replace(name, (tmp_path / "a b" / "print.png").as_uri()))
+    assert difference(render(load_mesh(path), VIEWS, SETTINGS), reference) <= 0.1
+
+
 def test_uncoloured_meshes_are_neutral_grey(tmp_path):
     solid = trimesh.creation.icosphere()
     for kind in ("ply", "obj", "stl", "off", "glb"):

@@ -77,7 +77,10 @@ class _Files:
         if text.startswith("-"):  # options of an MTL texture statement come before the name
             wanted.append(text.split()[-1])
         for candidate in dict.fromkeys(wanted):
-            path = Path(os.path.abspath(self.directory / candidate))
+            try:
+                path = resolve(candidate if "://" in candidate else self.directory / candidate)
+            except MeshError as error:
+                return self._fail(f"it refers to {candidate!r}, which cannot be followed ({_clean(error)})")
             if not os.path.lexists(path):
                 continue
             try:
@@ -178,6 +181,8 @@ def _read(path: Path, kind: str, data: bytes, files: _Files) -> Iterator[_Part]:
         part = _appearance(geometry, faces, kind)
         if kind == "off" and re.match(rb"\s*C", data):
             part.colors = _off_colors(path, len(vertices))[faces]
+        elif kind == "off":
+            part.colors = _off_face_colors(data, part.colors)
         with np.errstate(all="ignore"):  # what overflows here is refused later
             part.vertices = vertices @ transform[:3, :3].T + transform[:3, 3]
             if kind == "dae":
@@ -257,6 +262,34 @@ def _off_colors(path: Path, count: int) -> NDArray[np.uint8]:
     if colors.shape != (count, 3) or not np.isfinite(colors).all():
         raise MeshError("it announces vertex colours (COFF), but they cannot be read")
     return np.rint(np.clip(colors, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def _off_face_colors(data: bytes, unknown: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Colours of the corners of faces, from what follows the indices in their lines; both readers leave it out.
+
+    Three or four values a face, whole numbers up to 255 or fractions up to 1; `unknown` [F, 3, 3] where there are none.
+    """
+    lines = [line for line in (raw.split(b"#")[0].split() for raw in data.splitlines()) if line]
+    try:
+        counts = lines[0][1:] or lines[1]
+        start = (1 if lines[0][1:] else 2) + int(counts[0])
+        rows = lines[start : start + int(counts[1])]
+        given = [row[1 + int(row[0]) :][:3] for row in rows]
+        colored = np.array([len(words) == 3 for words in given])
+        if not colored.any():
+            return unknown
+        values = np.array([[float(word) for word in words] for words in given if len(words) == 3])
+    except (ValueError, IndexError) as error:
+        raise MeshError(f"the colours of its faces cannot be read ({_clean(error)})") from error
+    if len(given) != len(unknown) or any(row[0] != b"3" for row in rows):
+        raise MeshError("it has coloured faces of more than three corners, which are not supported in OFF files")
+    if not (values >= 0.0).all() or not (values <= 255.0).all():
+        raise MeshError("it has face colours outside 0 to 255")
+    whole = np.array([all(word.isdigit() for word in words) for words in given if len(words) == 3])
+    values[~whole] *= 255.0
+    colors = unknown.copy()
+    colors[colored] = np.rint(np.minimum(values, 255.0)).astype(np.uint8)[:, None]
+    return colors
 
 
 def _declared_unit(geometry: trimesh.Trimesh) -> float:
@@ -413,6 +446,8 @@ def _check_obj(data: bytes) -> list[str]:
     relative = re.search(rb"(?m)^f[ \t][^\n]*-", data)
     if relative and re.search(rb"(?m)^v[ \t]", data[relative.start() :]):
         raise MeshError("it mixes vertices with relative face indices, which is not supported")
+    if re.search(rb"(?m)^f(?=[ \t])[^\n#]*[ \t]0+(?![0-9.])", data):  # trimesh would take the last vertex
+        raise MeshError("a face refers to vertex 0, but OBJ files count from 1")
     return [m[1].decode(errors="replace").strip() for m in re.finditer(rb"(?m)^mtllib[ \t]+([^\r\n]+)", data)]
 
 
@@ -456,8 +491,11 @@ def _check_gltf(kind: str, data: bytes) -> dict[str, Any]:
                 if texcoord is not None and accessors[texcoord]["componentType"] != 5126:
                     raise MeshError("it has integer texture coordinates, which are not supported")
         for material in header.get("materials", ()):
-            if material.get("pbrMetallicRoughness", {}).get("baseColorTexture", {}).get("texCoord", 0) != 0:
+            texture = material.get("pbrMetallicRoughness", {}).get("baseColorTexture", {})
+            if texture.get("texCoord", 0) != 0:
                 raise MeshError("it uses a second set of texture coordinates, which is not supported")
+            if "KHR_texture_transform" in texture.get("extensions", {}):  # not always among those required
+                raise MeshError("it uses the glTF extension KHR_texture_transform, which is not supported")
     except MeshError:
         raise
     except (ValueError, RecursionError, AttributeError, KeyError, IndexError, TypeError) as error:

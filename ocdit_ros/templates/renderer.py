@@ -62,6 +62,8 @@ class RenderSettings:
     def __post_init__(self) -> None:
         if self.size < 8 or not 0.0 <= self.margin < 0.45 or self.distance < 0.75:
             raise ValueError("RenderSettings: need size >= 8, 0 <= margin < 0.45 and distance >= 0.75")
+        if self.views < 1 or self.max_faces < 100:
+            raise ValueError("RenderSettings: need views >= 1 and max_faces >= 100")
 
 
 def cameras(
