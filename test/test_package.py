@@ -416,6 +416,17 @@ def test_the_locks_are_complete(installed, lock_file, python, names):
     assert unmet_requirements(versions, pins(*names), python, known.get) == []
 
 
+def test_compiled_packages_are_locked_for_both_pythons():
+    """A wheel for one version of Python alone needs a sister with a hash of its own; any other is the same for both."""
+    text = (ROOT / "requirements" / "lock.txt").read_text().replace("\\\n", " ")
+    hashes = {line.partition("==")[0]: line.count("--hash=") for line in text.splitlines() if "==" in line}
+    for distribution in importlib.metadata.distributions():
+        tags = re.findall(r"^Tag: (\S+)", distribution.read_text("WHEEL") or "", re.MULTILINE)
+        name = canonicalize_name(distribution.name)
+        if tags and name in hashes:
+            assert hashes[name] == 1 + any(re.match(r"cp(3\d+)-cp\1-", tag) for tag in tags), f"{name}: run make lock"
+
+
 def test_numpy_fits_ros_binaries_and_wheels(setup):
     (declared,) = [Requirement(r) for r in setup["install_requires"] if r.startswith("numpy")]
     assert declared.specifier == pins("runtime")["numpy"].specifier == SpecifierSet(">=1.26,<3")
