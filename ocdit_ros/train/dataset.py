@@ -139,7 +139,9 @@ class SampleSettings:
     absent: tuple[float, ...] = (0.4, 0.4, 0.2)  # probability of 0, 1, 2, ... absent objects
     look_alike: float = 0.5  # share of absent objects that are look-alikes of objects in the scene, where there are any
     zoom: float = 0.5  # share of samples that are crops (as the refine stage sees them)
-    min_crop: int = 80  # smallest crop, pixels
+    crop_scale: tuple[float, float] = (1.1, 3.5)  # side of a crop relative to the longer side of the instance's box
+    crop_shift: float = 0.15  # deviation of a crop's middle from that of the box, relative to its longer side
+    min_crop: int = 48  # smallest crop, pixels
     min_pixels: int = 60  # of an object in the input, for it to count as present
     jitter: bool = True
     batch_share: float = 1.0  # of the trainer's batch size: large views with many objects take a smaller batch
@@ -227,13 +229,17 @@ class SampleSource:
         label: NDArray[np.uint8],
         rng: np.random.Generator,
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[float, float]]:
-        """Square view of `size` pixels around a random foreground point; the point's place in it."""
-        size = self.settings.size
+        """Square view of `size` pixels around a random foreground point; the point's place in it.
+
+        An enlarged crop is framed as the refine pass frames a proposal: a multiple of the instance's box, off its
+        middle by as much as a coarse mask may be.
+        """
+        settings = self.settings
+        size = settings.size
         height, width = label.shape
         largest = min(height, width)
         side = min(size, largest) if rng.random() < 0.7 else largest  # at its own scale, or all of it
-        if rng.random() < self.settings.zoom:
-            side = int(np.exp(rng.uniform(np.log(self.settings.min_crop), np.log(largest))))
+        zoom = rng.random() < settings.zoom
         # a random instance first, then a random point of it: small objects are centres as often as large ones
         numbers = np.unique(label[label > 0])
         if len(numbers):
@@ -241,9 +247,15 @@ class SampleSource:
             pick = rng.integers(len(ys))
             y, x = int(ys[pick]), int(xs[pick])
         else:
-            y, x = height // 2, width // 2
-        top = int(np.clip(y - side * rng.uniform(0.25, 0.75), 0, height - side))
-        left = int(np.clip(x - side * rng.uniform(0.25, 0.75), 0, width - side))
+            ys, xs, y, x = np.array([height // 2]), np.array([width // 2]), height // 2, width // 2
+        middle_y, middle_x = y + side * rng.uniform(-0.25, 0.25), x + side * rng.uniform(-0.25, 0.25)
+        if zoom:
+            box = float(max(np.ptp(ys), np.ptp(xs)) + 1)
+            side = int(np.clip(box * np.exp(rng.uniform(*np.log(settings.crop_scale))), settings.min_crop, largest))
+            middle_y = (ys.min() + ys.max()) / 2 + box * rng.normal(0, settings.crop_shift)
+            middle_x = (xs.min() + xs.max()) / 2 + box * rng.normal(0, settings.crop_shift)
+        top = int(np.clip(middle_y - side / 2, 0, height - side))
+        left = int(np.clip(middle_x - side / 2, 0, width - side))
         rgb, label = rgb[top : top + side, left : left + side], label[top : top + side, left : left + side]
         if side != size:
             resample = Image.Resampling.BILINEAR if side < size else Image.Resampling.BOX
