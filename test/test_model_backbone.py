@@ -7,9 +7,10 @@
 import socket
 
 import pytest
+import timm
 import torch
 from model_fixtures import one_backbone
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ocdit_ros.model import Backbone, ModelConfig
 
@@ -112,18 +113,44 @@ def test_deeper_stages_are_not_even_built():
     assert sum(p.numel() for p in backbone.parameters()) < 1e6
 
 
-@pytest.mark.parametrize("name, strides", [("tf_efficientnet_lite0", (8, 16)), ("vit_small_patch14_dinov2", (16,))])
-def test_pretrained_file_is_read_from_disk(name, strides, tmp_path):
-    source, target = one_backbone(name, strides), Backbone(name, strides)
-    image = torch.rand(1, 3, 32, 32)
-    assert not target.raw(image)[0].equal(source.raw(image)[0])
-    extra = {"head.weight": torch.zeros(1000, 8), "head.bias": torch.zeros(1000)}  # a classifier is ignored
+@pytest.mark.parametrize(
+    "name, strides",
+    [
+        ("tf_efficientnet_lite0", (8, 16)),
+        ("vit_small_patch14_dinov2", (16,)),
+        ("vit_small_patch16_dinov3", (16,)),
+        ("resnet18", (8, 16)),
+        ("convnext_atto", (8, 16)),  # timm names the stages of a feature network differently: stages_0, not stages.0
+    ],
+)
+def test_pretrained_file_as_timm_publishes_it_is_read_from_disk(name, strides, tmp_path):
+    torch.manual_seed(1)
+    whole = timm.create_model(name)  # the whole classifier, under timm's own names, as its published files are
     path = tmp_path / "backbone.safetensors"
-    save_file(
-        {**{k: v.contiguous() for k, v in source.net.state_dict().items() if "num_batches" not in k}, **extra}, path
-    )
-    target.load_pretrained_file(path)
-    assert target.raw(image)[0].equal(source.raw(image)[0])
+    save_file({key: value.contiguous() for key, value in whole.state_dict().items()}, path)
+    backbone = Backbone(name, strides)
+    image = torch.rand(1, 3, 64, 96)
+    before = backbone.raw(image)[-1]
+    backbone.load_pretrained_file(path)
+    after = backbone.raw(image)[-1]
+    if backbone.is_plain:
+        side = (64 // 16 * backbone.patch, 96 // 16 * backbone.patch)
+        x = torch.nn.functional.interpolate(
+            (image - backbone.rgb_mean) / backbone.rgb_std, side, mode="bicubic", antialias=True, align_corners=False
+        )
+        whole = timm.create_model(name, dynamic_img_size=True)
+        whole.load_state_dict(load_file(path))
+        with torch.no_grad():
+            expected = whole.eval().forward_intermediates(x, indices=1, norm=True, intermediates_only=True)[0]
+    else:
+        with torch.no_grad():
+            x = (image - backbone.rgb_mean) / backbone.rgb_std
+            maps = whole.eval().forward_intermediates(x, intermediates_only=True)
+        expected = next(m for m in maps if m.shape[-1] == 96 // 16)
+        after = after[:, -expected.shape[1] :]
+        before = before[:, -expected.shape[1] :]
+    torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-4)
+    assert float((before - expected).abs().max()) > 1e-2
 
 
 def test_pretrained_tensors_of_other_names_are_taken_in_order():

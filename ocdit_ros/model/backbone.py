@@ -5,13 +5,13 @@
 """Step 3 of the paper: features of a pretrained backbone, on the latent grid.
 
 Any timm model serves. A convolutional network gives one group of maps per stride; a vision transformer with patch p
-sees
-the image resized by p / 16, so that its token grid is the /16 grid of the latents.
+sees the image resized by p / 16, so that its token grid is the /16 grid of the latents.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,12 +92,18 @@ class Backbone(nn.Module):
         """Stay in evaluation mode (frozen batch-norm statistics) unless `trainable`."""
         return super().train(mode and self.trainable)
 
+    def _own_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename what timm calls 'stages.0.x' in a whole network and 'stages_0.x' in one that gives features."""
+        published = {re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", key): key for key in self.net.state_dict()}
+        return {published.get(key, key): value for key, value in state.items()}
+
     def load_pretrained(self, state: Mapping[str, Tensor]) -> None:
         """Copy pretrained tensors, by name where the names agree, else in order where the shapes agree.
 
         Classifier and deeper stages that this backbone lacks are ignored. Raises ValueError when a tensor finds no
         partner.
         """
+        state = self._own_names(state)
         own = self.net.state_dict()
         keys = [k for k in own if not k.endswith("num_batches_tracked")]
         if all(key in state and state[key].shape == own[key].shape for key in keys):
@@ -122,6 +128,7 @@ class Backbone(nn.Module):
             state = load_file(path)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"'{path}' is not a readable safetensors file: {error}") from None
+        state = self._own_names(state)
         for key, value in self.net.state_dict().items():
             if key.endswith("num_batches_tracked"):
                 continue

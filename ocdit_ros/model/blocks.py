@@ -40,8 +40,9 @@ class CrossAttention(nn.Module):
         return key.view(shape).transpose(2, 3), value.view(shape).transpose(2, 3)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Map x [B * N_O, n, d_e] with keys, values [B * N_O, heads, n_T, d_h], mask [B * N_O, 1, 1, n_T] (True =
-        look).
+        """Map x [B * N_O, n, d_e] -> the same; keys, values [B * N_O, heads, n_T, d_h], mask [B * N_O, 1, 1, n_T].
+
+        n is the number of query tokens of one object (all its queries together); True in the mask means look.
         """
         query = split_heads(self.query(x), self.heads)
         return self.out(merge_heads(F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)))
@@ -82,7 +83,7 @@ class FactorisedSelfAttention(JointSelfAttention):
 
 
 class Modulation(nn.Module):
-    """adaLN-zero: shift, scale and gate of three sub-layers from the noise embedding; zero at the start."""
+    """adaLN-zero: shifts, scales and gates of sub-layers from the noise embedding; all zero at the start."""
 
     def __init__(self, width: int, count: int) -> None:
         """Project to `count` vectors of `width`."""
@@ -101,9 +102,7 @@ class Modulation(nn.Module):
 
 
 class Block(nn.Module):
-    """Cross-attention to the object's own templates, self-attention over the queries, MLP; each modulated by adaLN-
-    zero.
-    """
+    """Cross-attention to the object's own templates, self-attention over all queries, MLP; each under adaLN-zero."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, self_attention: str) -> None:
         """Build the three sub-layers; `self_attention` is 'joint' or 'factorised'."""

@@ -34,8 +34,7 @@ def save_checkpoint(
     """Write `model` to `path`: to a temporary name, synced, then renamed.
 
     `provenance` (JSON-serialisable) says how the weights came about and what they score. `dtype` applies to matrices
-    and
-    kernels; vectors and statistics stay float32, where half precision would lose range.
+    and kernels; vectors and statistics stay float32, where half precision would lose range.
     """
     path = Path(path)
     tensors = {
@@ -94,8 +93,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
     """Read a model in evaluation mode, float32, on `device`; its `provenance` attribute holds what was saved with it.
 
     Raises CheckpointError naming the file and what is wrong: not found, truncated, another format or version, a
-    missing,
-    unexpected or misshapen tensor.
+    missing, unexpected or misshapen tensor.
     """
     config, provenance = read_metadata(path)
     try:

@@ -2,9 +2,7 @@
 #
 # SPDX-License-Identifier: Apache-2.0
 
-"""Sizes of the system, as one frozen dataclass; `paper` is the form of arXiv 2508.04122, the others are for small
-computers.
-"""
+"""Sizes of the system as one frozen dataclass; `paper` is that of arXiv 2508.04122, others are for small computers."""
 
 from __future__ import annotations
 

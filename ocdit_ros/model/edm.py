@@ -2,9 +2,7 @@
 #
 # SPDX-License-Identifier: Apache-2.0
 
-"""Step 8 of the paper: EDM preconditioning and loss (Karras et al. 2022, Tab. 1; Karras et al. 2024 for the
-uncertainty).
-"""
+"""Step 8 of the paper: EDM preconditioning and loss (Karras et al. 2022, Tab. 1), uncertainty of Karras et al. 2024."""
 
 from __future__ import annotations
 

@@ -2,9 +2,7 @@
 #
 # SPDX-License-Identifier: Apache-2.0
 
-"""Steps 4 to 6 of the paper: query and template tokens, their encodings, the noise embedding, and template
-correlation.
-"""
+"""Steps 4 to 6 of the paper: query and template tokens, their encodings, the noise embedding; template correlation."""
 
 from __future__ import annotations
 
@@ -100,8 +98,9 @@ class FeatureEmbedding(nn.Module):
         return x if self.context is None else x + self.context(F.silu(x))
 
     def embed_patches(self, patches: list[Tensor]) -> Tensor:
-        """The same convolutions (without context) on patches cut out already: one [..., C_s (16/s)^2] per stride ->
-        [..., d_e].
+        """The same convolutions, without context, on patches cut out already.
+
+        One [..., C_s (16/s)^2] per stride -> [..., d_e].
         """
         weights = [(p.get_parameter("weight").flatten(1), p.get_parameter("bias")) for p in self.projections]
         return torch.stack([F.linear(x, *weight) for weight, x in zip(weights, patches)]).sum(0)
@@ -132,8 +131,8 @@ class TemplateCorrelation(nn.Module):
     """Similarity of every image patch to the object's template tokens, as further input of the query (extension).
 
     A learned projection shared by image and templates, then cosine similarity. Five numbers per patch: the best
-    match, the
-    mean of the five best, the lead over the best other object, and two comparisons with the rest of the image.
+    match, the mean of the five best, the lead over the best other object, and two comparisons with the rest of the
+    image.
     """
 
     statistics = 5
@@ -141,9 +140,7 @@ class TemplateCorrelation(nn.Module):
     def __init__(
         self, channels: int, strides: tuple[int, ...], feature_strides: tuple[int, ...], width: int, out_width: int
     ) -> None:
-        """Project `channels` (all strides concatenated) to `width`; embed the statistics of all strides into
-        `out_width`.
-        """
+        """Project `channels` (all strides concatenated) to `width`, embed the statistics into `out_width`."""
         super().__init__()
         self.strides, self.feature_strides = strides, feature_strides
         self.projection = nn.Linear(channels, width, bias=False)
@@ -172,10 +169,10 @@ class TemplateCorrelation(nn.Module):
             return F.normalize(self.projection(torch.cat(pooled, -1).float()), dim=-1)
 
     def similarity(self, features: Features, keys: Tensor, valid: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-        """Best and mean-of-five-best cosine [B, N_O, H/stride, W/stride] with `keys` [B, N_O, n, width], `valid` [B,
-        N_O, n].
+        """Best and mean-of-five-best cosine, each [B, N_O, H/stride, W/stride].
 
-        An object of fewer than five tokens has the mean of what it has, so that padding never counts.
+        `keys` [B, N_O, n, width], `valid` [B, N_O, n]. An object of fewer than five tokens has the mean of what it has,
+        so that padding never counts.
         """
         scene = self.describe(features, stride)  # [B, H', W', width]
         with torch.autocast(scene.device.type, enabled=False):

@@ -142,9 +142,7 @@ class OCDiT(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier for the linear maps of the transformer, small encodings, then zero for adaLN, output, uncertainty
-        and size.
-        """
+        """Xavier for the blocks, small encodings; then zero for adaLN, output, uncertainty and size encoding."""
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -187,10 +185,8 @@ class OCDiT(nn.Module):
         """Tokens [B, N_O, n, d_e], valid [B, N_O, n] and correlation keys, for features with leading [B, N_O, N_T].
 
         Background patches are left out. Training draws `max_template_tokens` of the rest at random; evaluation takes
-        them
-        evenly spaced, all of them if they are fewer. In evaluation n depends on the configuration and N_T alone, so
-        that
-        what one object shows never changes another's arithmetic, not even its rounding.
+        them evenly spaced, all of them if they are fewer. In evaluation n depends on the configuration and N_T alone,
+        so that what one object shows never changes another's arithmetic, not even its rounding.
         """
         config = self.config
         batch, objects, templates = features.coverage.shape[:3]
@@ -271,8 +267,9 @@ class OCDiT(nn.Module):
         )
 
     def query_encoding(self, object_slots: Tensor, diameters: Tensor) -> Tensor:
-        """Object, size and instance encodings [B, N_Q, d_e] for slots and diameters [B, N_O]; queries of one object
-        adjoin.
+        """Sum of object, size and instance encodings [B, N_Q, d_e] for slots and diameters, each [B, N_O].
+
+        Queries of one object are neighbours.
         """
         encoding = self.object_encoding(object_slots)  # [B, N_O, d_e]
         if self.size_encoding is not None:
@@ -301,6 +298,11 @@ class OCDiT(nn.Module):
         image = self.image_embedding(image_features).flatten(2).transpose(1, 2)  # [B, n_q, d_e]
         image = image + self.patch_encoding(*grid)
         rows = max(image.shape[0], conditioning.valid.shape[0])
+        if {image.shape[0], conditioning.valid.shape[0]} - {1, rows}:
+            raise ValueError(
+                f"features of {image.shape[0]} images and {conditioning.valid.shape[0]} rows of objects: give as many "
+                "of both, or one of either"
+            )
         encoding = conditioning.query_encoding
         embedding = image[:, None] + encoding[:, :, None]  # [B, N_Q, n_q, d_e]
         if self.correlation is not None:
@@ -351,11 +353,19 @@ class OCDiT(nn.Module):
     def denoise(
         self, noisy_latents: Tensor, sigma: Tensor, image_features: Features, conditioning: Conditioning
     ) -> Tensor:
-        """D(y; sigma) for noisy latents [B, N_Q, d, h, w], sigma [B], features of B (or 1) images, B (or 1) rows of
-        objects.
+        """D(y; sigma) [B, N_Q, d, h, w] for noisy latents of that shape and sigma [B].
+
+        Features of B images (or of one) and B rows of objects (or one); B may also be a multiple of both, whose rows
+        are then repeated. Raises ValueError when the sizes do not fit together.
         """
         rows = max(image_features[-1].shape[0], conditioning.valid.shape[0])
-        context = self.query_context(image_features, conditioning, repeat=noisy_latents.shape[0] // rows)
+        context = self.query_context(image_features, conditioning, max(1, noisy_latents.shape[0] // rows))
+        expected = (*context.shape, self.config.latent_channels, *context.grid)
+        if noisy_latents.shape != expected or sigma.shape != expected[:1]:
+            raise ValueError(
+                f"noisy latents {tuple(noisy_latents.shape)} and sigma {tuple(sigma.shape)} do not fit the image and "
+                f"objects, which need {expected} and {expected[:1]}"
+            )
         return self.denoise_in_context(noisy_latents, sigma, context)
 
     def log_variance(self, sigma: Tensor) -> Tensor:

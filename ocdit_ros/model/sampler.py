@@ -32,10 +32,9 @@ class SamplerSettings:
     """How latents are drawn.
 
     `steps` counts network evaluations of one sample, whatever the solver. `ensemble` independent samples are drawn
-    for each
-    query (N_ensemble of the paper). None takes the model's own value. The paper: 17 evaluations of Heun, 3
-    samples, rho 9.
-    `churn` is S_churn of Karras et al. 2022, Alg. 2, with its S_noise = 1 and no bounds; it needs a one-step solver.
+    for each query (N_ensemble of the paper). None takes the model's own value. The paper: 17 evaluations of Heun,
+    3 samples, rho 9. `churn` is S_churn of Karras et al. 2022, Alg. 2, with its S_noise = 1 and no bounds; it needs
+    a one-step solver.
     """
 
     steps: int = 4
@@ -85,8 +84,9 @@ def normal(like: Tensor, generator: Noise) -> Tensor:
 
 
 def churned(x: Tensor, sigma: Tensor, churn: float, steps: int, generator: Noise) -> tuple[Tensor, Tensor]:
-    """Raise the noise level by gamma = min(churn / steps, sqrt(2) - 1) with fresh noise (Karras et al. 2022, Alg. 2,
-    l. 4-6).
+    """Raise the noise level by gamma = min(churn / steps, sqrt(2) - 1) with fresh noise.
+
+    Karras et al. 2022, Alg. 2, l. 4-6.
     """
     gamma = min(churn / steps, math.sqrt(2) - 1)
     if gamma <= 0:
@@ -114,10 +114,10 @@ def heun(
     generator: Noise = None,
     euler_steps: int = 0,
 ) -> Iterator[Tensor]:
-    """Second order, two evaluations a step, one for a step to sigma = 0 (Karras et al. 2022, Alg. 1, and Alg. 2 with
-    churn).
+    """Second order, two evaluations a step, one for a step to sigma = 0.
 
-    The first `euler_steps` steps are Euler's, so that an even number of evaluations can be spent exactly.
+    Karras et al. 2022, Alg. 1; Alg. 2 with churn. The first `euler_steps` steps are Euler's, so that an even number
+    of evaluations can be spent exactly.
     """
     for i, (now, after) in enumerate(zip(sigmas[:-1], sigmas[1:])):
         x, now = churned(x, now, churn, len(sigmas) - 1, generator)
@@ -131,9 +131,7 @@ def heun(
 
 
 def dpmpp_2m(denoise: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
-    """Second-order multistep in log-sigma, one evaluation a step: DPM-Solver++(2M) of Lu et al. 2022, for sigma =
-    sigma(t).
-    """
+    """Second-order multistep in log-sigma, one evaluation a step: DPM-Solver++(2M), Lu et al. 2022, for alpha = 1."""
     before = None
     width_before = 0.0
     for now, after in zip(sigmas[:-1], sigmas[1:]):
@@ -159,9 +157,7 @@ def trajectory(
     rho: float,
     generator: Noise = None,
 ) -> Iterator[Tensor]:
-    """States of the chosen solver that spends `settings.steps` evaluations; x is unit noise, scaled here by
-    sigma_max.
-    """
+    """States of the chosen solver, which spends `settings.steps` evaluations; x is unit noise, scaled here."""
     count = settings.steps // 2 + 1 if settings.solver == "heun" else settings.steps
     # they stay on the CPU: reading them never waits for a GPU
     sigmas = noise_levels(count, sigma_min, sigma_max, rho).to(x.dtype)

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside an identity; without normalisation, so a patch's code does not depend on the
-    image's size.
-    """
+    """Two 3x3 convolutions beside an identity; no normalisation, so that a code does not depend on the image's size."""
 
     def __init__(self, channels: int) -> None:
         """Start as the identity (zero second convolution)."""
@@ -79,9 +77,7 @@ class MaskVAE(nn.Module):
         self.register_buffer("latent_std", torch.full((1, latent_channels, 1, 1), sigma_data))
 
     def posterior(self, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(x | b), each [N, d, h, w]; `masks` [N, 1, H, W] in 0..1, padded to multiples of
-        16.
-        """
+        """Mean and log-variance of q(x | b), each [N, d, h, w]; `masks` [N, 1, H, W] in 0..1 are padded to /16."""
         height, width = masks.shape[-2:]
         masks = F.pad(masks, (0, -width % 16, 0, -height % 16))
         mean, log_variance = self.encoder((2 * masks - 1).contiguous(memory_format=torch.channels_last)).chunk(2, 1)
@@ -96,9 +92,7 @@ class MaskVAE(nn.Module):
         return self.decoder(codes.contiguous(memory_format=torch.channels_last))
 
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Logits [..., 1, H, W] of standardised latents [..., d, h, w], all in one call; `size` (H, W) crops the
-        padding off.
-        """
+        """Logits [..., 1, H, W] of standardised latents [..., d, h, w], all in one call; `size` (H, W) cuts padding."""
         lead = latents.shape[:-3]
         x = latents.reshape(-1, *latents.shape[-3:])
         logits = self.decode_raw(x * (self.latent_std / self.sigma_data) + self.latent_mean)
@@ -127,14 +121,10 @@ class MaskVAE(nn.Module):
 
     @torch.no_grad()
     def fit_statistics(self, masks: Tensor) -> None:
-        """Set latent_mean and latent_std from masks [N, 1, H, W], on tokens drawn half from near the masks, half from
-        elsewhere.
-        """
+        """Set latent_mean and latent_std from masks [N, 1, H, W]: tokens near a mask weigh as much as all others."""
         codes = self.posterior(masks)[0]
-        near = (
-            F.max_pool2d(F.max_pool2d(F.pad(masks, (0, -masks.shape[-1] % 16, 0, -masks.shape[-2] % 16)), 16), 3, 1, 1)
-            > 0
-        )
+        touched = F.max_pool2d(masks, 16, ceil_mode=True)  # [N, 1, h, w], 1 where the patch shows any of the mask
+        near = F.max_pool2d(touched, 3, 1, 1) > 0
         tokens = codes.movedim(1, -1)
         inside, outside = tokens[near[:, 0]], tokens[~near[:, 0]]
         mean = (inside.mean(0) + outside.mean(0)) / 2
