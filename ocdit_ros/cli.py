@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ocdit_ros.segment import Instance, Segmenter, SegmenterSettings
     from ocdit_ros.templates import ObjectSpec
+    from ocdit_ros.templates.command import Featurizer
 
 #: Commands that live in another room: command -> (module with add_parser and run, help).
 ELSEWHERE = {
@@ -78,7 +79,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
     for name, (module, text) in ELSEWHERE.items():
         if command == name:  # only then is its module loaded, which may be slow
             before = set(commands.choices)
-            importlib.import_module(module).add_parser(commands)
+            joined = {"make_featurizer": _featurizer} if name == "templates" else {}
+            importlib.import_module(module).add_parser(commands, **joined)
             for added in set(commands.choices) - before:
                 if commands.choices[added].get_default("run") is None:
                     commands.choices[added].set_defaults(run=importlib.import_module(module).run)
@@ -141,6 +143,21 @@ def _segmenter(
             device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
     cache = TemplateCache(options.cache) if options.cache else None
     return (kind or Segmenter).from_checkpoint(options.weights, device, settings, cache)
+
+
+def _featurizer(weights: str | None) -> Featurizer:
+    """What `ocdit templates --features` needs of the network."""
+    import torch
+
+    from ocdit_ros.model import load_checkpoint
+    from ocdit_ros.segment.network import Network
+    from ocdit_ros.segment.weights import default_weights
+    from ocdit_ros.templates.command import Featurizer
+
+    torch.set_num_threads(1)  # there is a worker process for each core
+    network = Network(load_checkpoint(weights or default_weights(), "cpu"))
+    config = network.config
+    return Featurizer(network.featurize, network.feature_key, config.templates, config.template_size)
 
 
 def _unit_interval(text: str) -> float:

@@ -118,6 +118,19 @@ def test_what_the_key_depends_on(store, mesh, tmp_path):
     assert changed.templates.diameter != first.templates.diameter
 
 
+def test_many_faces_are_simplified(store, mesh, monkeypatch):
+    seen = []
+    original = cache.render
+    monkeypatch.setattr(cache, "render", lambda m, *rest: (seen.append(len(m.faces)), original(m, *rest))[1])
+    simple = get(store, mesh, settings=dataclasses.replace(SETTINGS, max_faces=120))
+    whole = get(store, mesh)
+    assert 60 < seen[0] <= 120
+    assert seen[1] == len(FACES)
+    assert simple.templates.diameter == whole.templates.diameter  # of the original, not of what is left
+    assert not np.array_equal(simple.templates.images, whole.templates.images)
+    assert np.abs(simple.templates.images.astype(int) - whole.templates.images).mean() < 12
+
+
 def test_textures_count(store, tmp_path):
     """The same mesh file with other textures beside it is another object; each keeps its own entry."""
     red, blue = tmp_path / "red", tmp_path / "blue"

@@ -341,16 +341,58 @@ class TestDecimation:
         assert set(np.unique(mesh.texture_index)) == {-1, 0, 1}
         self.compare(mesh, 4000)
 
-    def test_inner_geometry_takes_nothing_away(self):
-        vertices, faces, uv, texture = textured_blob(100, 200)
-        inner = vertices * 0.5
-        both = Mesh.from_arrays(
-            np.vstack([vertices, inner]),
-            np.vstack([faces, faces + len(vertices)]),
-            uv=np.vstack([uv, uv]),
-            texture=texture,
+    @staticmethod
+    def with_part(mesh, vertices, faces, color):
+        """The mesh and another part of one colour."""
+        return Mesh(
+            vertices=np.vstack([mesh.vertices, vertices]),
+            faces=np.vstack([mesh.faces, faces + len(mesh.vertices)]).astype(np.uint32),
+            colors=np.concatenate([mesh.colors, np.full((len(faces), 3, 3), color, np.uint8)]),
+            uv=np.concatenate([mesh.uv, np.zeros((len(faces), 3, 2), np.float32)]),
+            texture_index=np.append(mesh.texture_index, np.full(len(faces), -1, np.int32)),
+            textures=mesh.textures,
+            diameter=mesh.diameter,
         )
-        self.compare(both, 8000)
+
+    @pytest.mark.parametrize("size", [0.5, 0.999])
+    def test_hidden_parts_take_nothing_away(self, size):
+        """Neither faces nor, just below the surface, their colour."""
+        vertices, faces, uv, texture = textured_blob(60, 120)
+        blob = Mesh.from_arrays(vertices, faces, uv=uv, texture=texture)
+        hidden = self.with_part(blob, vertices * size, faces, [255, 0, 255])
+        self.compare(hidden, 3000)
+        small = decimate(hidden, 3000, threads=1)
+        alone = decimate(blob, 3000, threads=1)
+        assert len(small.faces) == len(alone.faces)
+        np.testing.assert_allclose(small.vertices, alone.vertices, atol=1e-6)
+
+    @staticmethod
+    def below(height):
+        """The textured part of a blob below a height, and its vertices and faces."""
+        vertices, faces, uv, texture = textured_blob(60, 120)
+        used, faces = np.unique(faces[vertices[faces].mean(axis=1)[:, 2] < height], return_inverse=True)
+        faces = faces.reshape(-1, 3)
+        return Mesh.from_arrays(vertices[used], faces, uv=uv[used], texture=texture), vertices[used], faces
+
+    def test_part_behind_an_opening_is_kept(self):
+        shell, _, _ = self.below(0.03)
+        vertices, faces, _, _ = textured_blob(60, 120)
+        mesh = self.with_part(shell, vertices * 0.4, faces, [255, 0, 255])
+        self.compare(mesh, 4000)
+        inside = render(decimate(mesh, 4000, threads=1), VIEWS, SETTINGS).images.astype(int)
+        assert ((inside[..., 0] - inside[..., 1] > 100) & (inside[..., 2] - inside[..., 1] > 100)).sum() > 300
+
+    def test_thin_wall_has_two_sides(self):
+        """A bowl with a coloured inside, less thick than the simplification is exact."""
+        outside, vertices, faces = self.below(0.0)
+        bowl = self.with_part(outside, vertices * 0.998, faces[:, ::-1], [255, 0, 255])
+        difference = self.compare(bowl, 2000, colour=4.0)
+        assert np.mean(difference > 60) < 0.02
+
+    def test_everything_twice(self):
+        vertices, faces, uv, texture = textured_blob(60, 120)
+        twice = np.vstack([faces, faces]), np.concatenate([uv[faces], uv[faces]])
+        self.compare(Mesh.from_arrays(vertices, twice[0], uv=twice[1], texture=texture), 3000)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +403,9 @@ def test_bad_rotations(rotations):
         render(box(), rotations)
 
 
-@pytest.mark.parametrize("settings", [{"size": 4}, {"margin": 0.5}, {"margin": -0.1}, {"distance": 0.5}])
+@pytest.mark.parametrize(
+    "settings", [{"size": 4}, {"margin": 0.5}, {"margin": -0.1}, {"distance": 0.5}, {"views": 0}, {"max_faces": 99}]
+)
 def test_bad_settings(settings):
     with pytest.raises(ValueError, match="RenderSettings"):
         RenderSettings(**settings)

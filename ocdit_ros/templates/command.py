@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -19,10 +19,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .cache import TemplateCache, default_directory
+from .cache import Featurize, TemplateCache, default_directory
 from .renderer import RenderSettings
 from .source import MeshError
 from .types import ObjectSpec
+
+
+@dataclass(frozen=True)
+class Featurizer:
+    """The backbone, which this room does not know: what makes features, its key, and the templates that it takes."""
+
+    featurize: Featurize
+    feature_key: str
+    views: int
+    size: int  # pixels
+
+
+#: Makes a Featurizer from a checkpoint (None: the shipped one), in each worker process anew; can be pickled.
+MakeFeaturizer = Callable[[str | None], Featurizer]
+
+_featurizer: Featurizer | None = None  # of this process
 
 
 @dataclass(frozen=True)
@@ -37,8 +53,11 @@ class _Result:
     diameter: float = 0.0
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the sub-command to the `subparsers` of argparse; its options go to `run`."""
+def add_parser(subparsers: Any, make_featurizer: MakeFeaturizer | None = None) -> argparse.ArgumentParser:
+    """Add the sub-command to the `subparsers` of argparse; its options go to `run`.
+
+    With `make_featurizer` there are the options --features and --weights.
+    """
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "templates",
         help="render templates of meshes and look at them",
@@ -48,16 +67,21 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("meshes", nargs="*", metavar="MESH", help="path, file:// or package:// URI")
     parser.add_argument("--out", metavar="DIR", help="folder for contact sheets and metadata")
     parser.add_argument("--scale", type=_positive, default=1.0, help="metres per mesh unit, 0.001 for mm (default: 1)")
-    parser.add_argument("--views", type=_count, default=RenderSettings.views, help="templates per object (%(default)s)")
-    parser.add_argument("--size", type=_count, default=RenderSettings.size, help="pixels of a side (%(default)s)")
+    parser.add_argument("--views", type=_count, help=f"templates per object ({RenderSettings.views})")
+    parser.add_argument("--size", type=_count, help=f"pixels of a side ({RenderSettings.size})")
     parser.add_argument(
         "--max-faces", type=_count, default=RenderSettings.max_faces, help="simplify meshes with more (%(default)s)"
     )
     parser.add_argument("--jobs", type=_count, metavar="N", help="worker processes (default: one per CPU core)")
     parser.add_argument("--cache", metavar="DIR", help=f"folder of the cache (default: {default_directory()})")
+    if make_featurizer is not None:
+        parser.add_argument(
+            "--features", action="store_true", help="also compute the backbone's features, as a node keeps them"
+        )
+        parser.add_argument("--weights", metavar="FILE", help="checkpoint for --features; default: the shipped weights")
     parser.add_argument("--list", action="store_true", help="print what is in the cache")
     parser.add_argument("--clear", action="store_true", help="empty the cache")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, make_featurizer=make_featurizer)
     return parser
 
 
@@ -72,8 +96,15 @@ def run(args: argparse.Namespace) -> int:
         print(f"Removed {count} {'entry' if count == 1 else 'entries'} from {cache.directory}.")
     failed = 0
     if args.meshes:
+        make = partial(args.make_featurizer, args.weights) if getattr(args, "features", False) else None
+        if make is not None and (args.views or args.size):
+            print("ocdit templates: with --features, the weights decide on --views and --size.", file=sys.stderr)
+            return 2
+        _use(make)  # in this process too: weights that cannot be read are reported once
+        model = _featurizer or RenderSettings
+        views, size = args.views or model.views, args.size or model.size
         try:
-            settings = RenderSettings(views=args.views, size=args.size, max_faces=args.max_faces)
+            settings = RenderSettings(views=views, size=size, max_faces=args.max_faces)
         except ValueError as error:
             print(f"ocdit templates: {error}.", file=sys.stderr)
             return 2
@@ -85,14 +116,19 @@ def run(args: argparse.Namespace) -> int:
             except OSError as error:
                 print(f"ocdit templates: {out}: cannot be made a folder ({error.strerror}).", file=sys.stderr)
                 return 1
-        failed = _report(_render_all(specs, settings, cache.directory, out, args.jobs), len(specs))
+        failed = _report(_render_all(specs, settings, cache.directory, out, args.jobs, make), len(specs))
     if args.list:
         _print_list(cache)
     return 1 if failed else 0
 
 
 def _render_all(
-    specs: Sequence[ObjectSpec], settings: RenderSettings, directory: Path, out: Path | None, jobs: int | None
+    specs: Sequence[ObjectSpec],
+    settings: RenderSettings,
+    directory: Path,
+    out: Path | None,
+    jobs: int | None,
+    make: Callable[[], Featurizer] | None,
 ) -> Iterator[_Result]:
     """Results as they come, from worker processes if that pays."""
     jobs = min(jobs or _cores(), len(specs))
@@ -101,7 +137,7 @@ def _render_all(
         return
     work = partial(_render_one, settings=_replace_threads(settings, 1), directory=directory, out=out)
     # Forking would copy a process in which Open3D or PyTorch may have started threads.
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _use, (make,)) as pool:
         waiting = {pool.submit(work, spec): spec for spec in specs}
         for done in as_completed(waiting):
             try:
@@ -110,10 +146,17 @@ def _render_all(
                 yield _Result(waiting[done], error=f"{waiting[done].mesh}: a worker process died, try --jobs 1.")
 
 
+def _use(make: Callable[[], Featurizer] | None) -> None:
+    """Make the featurizer of this process."""
+    global _featurizer
+    _featurizer = make() if make is not None else None
+
+
 def _render_one(spec: ObjectSpec, settings: RenderSettings, directory: Path, out: Path | None) -> _Result:
     began = time.perf_counter()
     try:
-        entry = TemplateCache(directory).get(spec, settings)
+        what = (_featurizer.featurize, _featurizer.feature_key) if _featurizer is not None else ()
+        entry = TemplateCache(directory).get(spec, settings, *what)
         if out is not None:
             from .sheet import contact_sheet
 
