@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,10 @@ import pytest
 from PIL import Image
 from templates_meshes import box, textured_blob, write_bop_ply, write_obj
 
-from ocdit_ros.templates import MeshError, command, load_mesh, render, viewpoints
+from ocdit_ros import cli
+from ocdit_ros.segment import Segmenter
+from ocdit_ros.segment.network import Network
+from ocdit_ros.templates import MeshError, ObjectSpec, TemplateCache, cache, command, load_mesh, render, viewpoints
 from ocdit_ros.templates.sheet import contact_sheet
 
 VERTICES, FACES, UV, TEXTURE = textured_blob(8, 16)
@@ -82,6 +88,44 @@ def test_worker_processes(tmp_path, meshes, capsys):
     assert "Traceback" not in err
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_bar_on_a_terminal(tmp_path, meshes, monkeypatch, capsys):
+    options = ["--scale", "0.001", "--cache", tmp_path / "cache", "--jobs", "1", "--views", "2", "--size", "32"]
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert ocdit(*meshes, *options) == 0
+    assert "3/3" in sys.stderr.getvalue()
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert ocdit(*meshes, *options) == 0
+    assert sys.stderr.getvalue() == ""  # not into files and pipes
+    assert capsys.readouterr().out.count("blob_2:") == 2
+
+
+def test_features_are_those_of_the_segmenter(tmp_path, meshes, monkeypatch, capsys):
+    """After `ocdit templates --features` a Segmenter needs neither renderer nor backbone."""
+    words = ["templates", *meshes[:1], "--scale", "0.001", "--features", "--cache", tmp_path / "cache"]
+    assert cli.main([str(word) for word in words]) == 0
+    assert capsys.readouterr().out.count("rendered in") == 1
+    segmenter = Segmenter.from_checkpoint(cache=TemplateCache(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "render", lambda *_: pytest.fail("rendered again"))
+    monkeypatch.setattr(Network, "featurize", lambda *_: pytest.fail("went through the backbone again"))
+    segmenter.add_object(ObjectSpec("a", str(meshes[0]), 0.001))
+    with pytest.raises(BaseException, match="rendered again"):  # so the guard works
+        segmenter.add_object(ObjectSpec("c", str(meshes[2]), 0.001))
+    # What worker processes are sent; starting them with PyTorch takes longer than this test may.
+    assert pickle.loads(pickle.dumps(cli._featurizer)) is cli._featurizer
+
+
+def test_features_go_with_their_weights(tmp_path, meshes, capsys):
+    assert cli.main(["templates", str(meshes[0]), "--features", "--views", "3", "--cache", str(tmp_path)]) == 2
+    words = ["templates", str(meshes[0]), "--features", "--weights", str(meshes[0]), "--cache", str(tmp_path)]
+    assert cli.main(words) == 1
+    assert str(meshes[0]) in capsys.readouterr().err
+
+
 def test_list_and_clear(tmp_path, meshes, capsys):
     where = ["--cache", tmp_path / "cache"]
     assert ocdit(meshes[0], "--views", "2", "--size", "32", *where) == 0
@@ -109,6 +153,8 @@ def test_nothing_to_do(tmp_path, capsys):
 def test_settings_that_cannot_be(tmp_path, meshes, capsys):
     assert ocdit(meshes[0], "--size", "4", "--cache", tmp_path) == 2
     assert "size" in capsys.readouterr().err
+    assert ocdit(meshes[0], "--max-faces", "50", "--cache", tmp_path) == 2
+    assert "max_faces" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--scale", "0"], ["--scale", "-1"], ["--views", "0"], ["--jobs", "0"]])
