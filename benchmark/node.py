@@ -4,6 +4,7 @@
 """What the ROS 2 node costs around the network, and how fast it answers while the network works.
 
     python benchmark/node.py [--frames N] [--brief] [--json FILE]      overhead, with a null model
+    python benchmark/node.py --parts                                   processor time of every step
     python benchmark/node.py --services [--network]                    answers of services and parameters under load
 
 Overhead: the real node in a process of its own around a model that takes no time and always gives the same ten
@@ -324,6 +325,58 @@ def measure_overhead(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+# Parts ----------------------------------------------------------------------------------------------------------------
+
+
+def parts_of(width: int, height: int, node: Any) -> dict[str, list[Callable[[], Any]]]:
+    """The steps from message to messages, each as what is done one after the other."""
+    from ocdit_ros.node import messages
+    from ocdit_ros.node.images import to_rgb
+    from ocdit_ros.node.lifecycle_node import RESULT_QOS
+
+    header, found, shape = Header(frame_id="camera"), ten_instances(height, width), (height, width)
+    rgb, bgr = (picture(width, height, encoding, 0) for encoding in ENCODINGS)
+    pixels, made = to_rgb(rgb), {}
+
+    def step(name: str, kind: Any, build: Callable[[], Any]) -> list[Callable[[], Any]]:
+        publisher = node.create_publisher(kind, f"parts/{name}", RESULT_QOS)
+        return [lambda: made.update({name: build()}), lambda: publisher.publish(made[name])]
+
+    def of_pixels(build: Callable[[], np.ndarray], encoding: str) -> Callable[[], Image]:
+        return lambda: messages.image_message(header, build(), encoding)
+
+    return {
+        "convert rgb8": [lambda: to_rgb(rgb)],
+        "convert bgr8": [lambda: to_rgb(bgr)],
+        "detections": step("detections", Detection2DArray, lambda: messages.detections_message(header, found)),
+        "label image": step("labels", Image, of_pixels(lambda: messages.label_array(shape, found), "16UC1")),
+        "mask": step("mask", Image, of_pixels(lambda: messages.mask_array(shape, found), "mono8")),
+        "overlay": step("overlay", Image, of_pixels(lambda: messages.overlay_array(pixels, found), "rgb8")),
+    }
+
+
+def measure_parts(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Print the processor time of every step, in this process: what is left when nobody else wants the processor."""
+    rclpy.init()
+    node, rows = rclpy.create_node("benchmark_parts"), []
+    print("| size | step | median ms | least |")
+    print("|---|---|---|---|")
+    for width, height in SIZES:
+        for name, parts in parts_of(width, height, node).items():
+            taken = []
+            for _ in range(options.frames):
+                begin = time.thread_time()
+                for part in parts:
+                    part()
+                taken.append(1e3 * (time.thread_time() - begin))
+            median, least = statistics.median(taken), min(taken)
+            rows.append({"size": f"{width} x {height}", "step": name, "median": median, "least": least})
+            print(f"| {width} x {height} | {name} | {median:.2f} | {least:.2f} |", flush=True)
+    node.destroy_node()
+    rclpy.try_shutdown()
+    return rows
+
+
 # Services under load --------------------------------------------------------------------------------------------------
 
 
@@ -396,13 +449,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--frames", type=int, default=100, help="frames, or calls of each kind (default: 100)")
     parser.add_argument("--brief", action="store_true", help="overhead: fewer sizes and encodings")
+    parser.add_argument("--parts", action="store_true", help="processor time of every step, in this process")
     parser.add_argument("--services", action="store_true", help="answers of services and parameters under load")
     parser.add_argument("--network", action="store_true", help="with --services: the network with the shipped weights")
     parser.add_argument("--json", help="write the numbers here too")
     options = parser.parse_args()
     load = os.getloadavg()[0]
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f}, Python {platform.python_version()}\n")
-    rows = measure_services(options) if options.services else measure_overhead(options)
+    measure = measure_services if options.services else measure_parts if options.parts else measure_overhead
+    rows = measure(options)
     if options.json:
         Path(options.json).write_text(json.dumps({"load": load, "rows": rows}, indent=1) + "\n")
 

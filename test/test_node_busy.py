@@ -7,21 +7,24 @@ The segmenter is the one of node_fakes.py. How fast the node answers is measured
 asked whether it answers at all before the work in hand is done.
 """
 
+import sys
 import threading
 import time
 
+import cv2
 import numpy as np
 import pytest
 import trimesh
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from node_harness import NodeUnderTest, Robot, header, image, scene, wait_until
+from node_harness import ROOT, NodeUnderTest, Program, Robot, header, image, scene, wait_until
 from rcl_interfaces.srv import GetParameters
 from rclpy import time_source
 from rclpy.qos import QoSProfile
 from std_srvs.srv import Trigger
 
 from ocdit_ros.node import messages
+from ocdit_ros.node.images import ENCODINGS
 
 pytestmark = pytest.mark.integration
 
@@ -174,6 +177,87 @@ def test_a_camera_at_30_hz_before_a_slow_model_gets_the_newest_frame_each_time(n
     assert count["frames received"] >= len(sent) * 0.9  # best effort may lose one
     assert max(memory[2:]) - memory[1] < 16, f"memory in MiB, each second: {memory}"
     assert work * 0.9 < float(after["latency segment median [ms]"]) / 1e3
+
+
+def test_a_4k_camera_is_heard_when_its_shared_memory_holds_a_frame(node, tmp_path):
+    """A frame has 25 MB; what counts is the segment of the one who sends (docs/node.md, Traps)."""
+    text = (ROOT / "config" / "fastdds_shm.xml").read_text()
+    assert "<segment_size>16777216<" in text
+    profile = tmp_path / "large.xml"
+    profile.write_text(text.replace("<segment_size>16777216<", "<segment_size>67108864<"))
+    pixels = np.zeros((2160, 3840, 3), np.uint8)
+    pixels[..., 2] = 255  # OpenCV writes blue first
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "red.png"), pixels)
+    received = node.detections()
+    camera = Program(
+        [
+            sys.executable, "-m", "ocdit_ros.node.image_folder", "--ros-args", "-r", f"__ns:={node.namespace}",
+            "-p", f"folder:={tmp_path / 'images'}", "-p", "rate:=2.0", "-p", "frame_id:=eye4k",
+        ],
+        FASTRTPS_DEFAULT_PROFILES_FILE=str(profile),
+    )  # fmt: skip
+    try:
+        found = wait_until(lambda: [one for one in received if one.header.frame_id == "eye4k"], 120, "a result")[0]
+        assert (found.detections[0].bbox.size_x, found.detections[0].bbox.size_y) == (3840, 2160)
+    finally:
+        camera.end()
+
+
+#: Red in every encoding of the table, by hand: dtype, and the bytes of a pixel, a pair or a cell. Grey has no colour.
+RED_BYTES = {
+    "rgb8": ("u1", [255, 0, 0]), "bgr8": ("u1", [0, 0, 255]), "rgba8": ("u1", [255, 0, 0, 7]),
+    "bgra8": ("u1", [0, 0, 255, 7]), "mono8": ("u1", [255]), "mono16": ("u2", [65535]),
+    "yuv422": ("u1", [90, 82, 240, 82]), "uyvy": ("u1", [90, 82, 240, 82]),
+    "yuv422_yuy2": ("u1", [82, 90, 82, 240]), "yuyv": ("u1", [82, 90, 82, 240]),
+    "bayer_rggb8": ("u1", [[255, 0], [0, 0]]), "bayer_bggr8": ("u1", [[0, 0], [0, 255]]),
+    "bayer_gbrg8": ("u1", [[0, 0], [255, 0]]), "bayer_grbg8": ("u1", [[0, 255], [0, 0]]),
+}  # fmt: skip
+
+
+def red_image(encoding, head, height=120, width=160, pad=0, bigendian=False):
+    """All red, with rubbish at the end of every row."""
+    dtype, pixel = RED_BYTES[encoding]
+    if encoding.startswith("bayer"):
+        rows = np.tile(np.array(pixel, dtype), (height // 2, width // 2))
+    else:
+        repeat = width // 2 if "yu" in encoding or "uy" in encoding else width
+        rows = np.tile(np.array(pixel, dtype), (height, repeat))
+    rows = rows.astype(np.dtype(dtype).newbyteorder(">" if bigendian else "<")).view("u1").reshape(height, -1)
+    message = image(np.concatenate([rows, np.full((height, pad), 99, np.uint8)], axis=1), head, encoding)
+    message.width, message.is_bigendian = width, int(bigendian)
+    return message
+
+
+def test_every_encoding_goes_through_the_node_with_any_step(node):
+    received, camera = node.detections(), node.matched()
+    cases = [(name, pad, False) for pad in (0, 3) for name in RED_BYTES] + [("mono16", 2, True)]
+    assert set(RED_BYTES) == set(ENCODINGS)
+    for n, (encoding, pad, bigendian) in enumerate(cases):
+        head = header(2000 + n)
+        camera.publish(red_image(encoding, head, pad=pad, bigendian=bigendian))
+        found = result_of(received, head).detections
+        # The first object is what is red; grey is none.
+        assert len(found) == (not encoding.startswith("mono")), encoding
+        if found:
+            assert (found[0].bbox.size_x, found[0].bbox.size_y) == (160, 120), encoding
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (7, 1), (1, 9), (1080, 1920)])
+def test_images_of_any_size_go_through_the_node(node, height, width):
+    received, camera = node.detections(), node.matched()
+    sent = []
+
+    def heard():  # best effort may lose a frame
+        sent.append(header(2100 + len(sent)))
+        camera.publish(red_image("rgb8", sent[-1], height, width))
+        deadline = time.monotonic() + 3
+        while not (mine := [one for one in received if one.header in sent]) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return mine
+
+    found = wait_until(heard, 30, "a result")[0]
+    assert (found.detections[0].bbox.size_x, found.detections[0].bbox.size_y) == (width, height)
 
 
 def test_two_cameras_that_send_together_are_one_batch_of_one_model(start, meshes):

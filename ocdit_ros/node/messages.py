@@ -86,7 +86,7 @@ def mask_array(shape: tuple[int, int], instances: Sequence[InstanceLike], name: 
     """uint8 [H, W], 0 or 255: the best instance of object `name` ('' = of any); all 0 without one."""
     for instance in instances:
         if name in ("", instance.name):
-            return np.where(instance.mask, np.uint8(255), np.uint8(0))
+            return np.multiply(instance.mask.view(np.uint8), 255, dtype=np.uint8)
     return np.zeros(shape, np.uint8)
 
 
@@ -98,27 +98,32 @@ def overlay_array(rgb: np.ndarray, instances: Sequence[InstanceLike]) -> np.ndar
     line, thin, size = max(1, round(1.5 * scale)), max(1, round(scale)), max(0.35, 0.45 * scale)
     for instance in reversed(instances):  # the best on top
         window = _window(instance, (height, width))
-        mask = instance.mask[window]
+        mask = np.ascontiguousarray(instance.mask[window]).view(np.uint8)
         if not mask.size:
             continue
-        color = np.array(color_of(instance.object_id))
+        color = color_of(instance.object_id)
+        # Half the pixel, half the colour, by table: some thirty times faster than indexing by a mask.
+        halfway = ((np.arange(256)[:, None] + color) // 2).astype(np.uint8)[None]
         crop = picture[window]
-        crop[mask] = ((crop[mask].astype(np.uint16) + color) // 2).astype(np.uint8)
+        cv2.copyTo(cv2.LUT(crop, halfway), mask, crop)
         outlines, _ = cv2.findContours(
-            mask.astype(np.uint8),
+            mask,
             cv2.RETR_EXTERNAL,
             cv2.CHAIN_APPROX_SIMPLE,
             offset=(window[1].start, window[0].start),
         )
-        cv2.drawContours(picture, outlines, -1, color.tolist(), line, cv2.LINE_AA)
+        cv2.drawContours(picture, outlines, -1, color, line)
     for instance in reversed(instances):
         window = _window(instance, (height, width))
         text = f"{instance.name} {instance.score:.2f}"
         (text_width, text_height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, thin)
         x = max(0, min(window[1].start, width - text_width))
         y = max(text_height, min(window[0].start - base, height - base))
-        for ink, thickness in (((0, 0, 0), 3 * thin), (color_of(instance.object_id), thin)):
-            cv2.putText(picture, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, ink, thickness, cv2.LINE_AA)
+        # Anti-aliasing costs most where lines are thick, and nobody sees it on the black behind the letters.
+        cv2.putText(picture, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 3 * thin, cv2.LINE_8)
+        cv2.putText(
+            picture, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, color_of(instance.object_id), thin, cv2.LINE_AA
+        )
     return picture
 
 

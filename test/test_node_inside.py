@@ -1,0 +1,125 @@
+# Copyright 2026 ocdit_ros contributors
+#
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of the node that cannot be seen from outside: what is not computed, and the way through an error."""
+
+import gc
+import threading
+import weakref
+
+import numpy as np
+import pytest
+import rclpy
+import trimesh
+from node_fakes import instance, make_fake
+from rclpy.context import Context
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from std_msgs.msg import Header
+
+from ocdit_ros.node import lifecycle_node, messages
+from ocdit_ros.node.lifecycle_node import Camera, SegmentNode
+
+
+class Topic:
+    """A publisher with so many listeners."""
+
+    def __init__(self, listeners):
+        self.listeners, self.sent = listeners, []
+
+    def get_subscription_count(self):
+        return self.listeners
+
+    def publish(self, message):
+        self.sent.append(message)
+
+
+@pytest.mark.parametrize("heard", [(), ("label_image",), ("mask",), ("overlay",), ("label_image", "mask", "overlay")])
+def test_nothing_is_computed_that_nobody_listens_to(monkeypatch, heard):
+    made = []
+    for name, topic in (("label_array", "label_image"), ("mask_array", "mask"), ("overlay_array", "overlay")):
+        original = getattr(messages, name)
+        monkeypatch.setattr(
+            lifecycle_node.messages, name, lambda *a, o=original, t=topic: (made.append(t), o(*a))[1]
+        )  # fmt: skip
+    camera = object.__new__(Camera)
+    for topic in ("detections", "label_image", "mask", "overlay"):
+        setattr(camera, topic, Topic(int(topic in heard)))
+    mask = np.zeros((6, 8), bool)
+    mask[2:4, 3:6] = True
+    camera.publish(Header(frame_id="f"), np.zeros((6, 8, 3), np.uint8), [instance(1, "mug", 0.9, mask)], "")
+    assert set(made) == set(heard)
+    assert len(camera.detections.sent) == 1
+    for topic in ("label_image", "mask", "overlay"):
+        assert len(getattr(camera, topic).sent) == (topic in heard)
+
+
+@pytest.fixture
+def node(tmp_path):
+    """The node in this process, without anybody who spins it: transitions are called as the services would."""
+    trimesh.creation.box((100, 100, 100)).export(tmp_path / "obj_000001.ply")
+    context = Context()
+    rclpy.init(context=context)
+    given = [Parameter("models_dir", value=str(tmp_path)), Parameter("weights", value="")]
+    one = SegmentNode(make_fake, context=context, parameter_overrides=given)
+    yield one
+    one.close()
+    one.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+def left(node):
+    """What only a configured node has."""
+    return node._worker, node._cameras, node._label_info, node._segmenter, node._fingerprints
+
+
+EMPTY = (None, [], None, None, {})
+
+
+@pytest.mark.parametrize("transition", ["deactivate", "cleanup"])
+def test_an_error_in_a_transition_frees_everything_and_the_node_can_be_configured_again(node, monkeypatch, transition):
+    threads = threading.active_count()
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    model = weakref.ref(node._segmenter)
+    if transition == "deactivate":
+        assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        assert node.state == "active"
+
+    def broken(*_):
+        raise OSError("the disk is on fire")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node, "_deactivate" if transition == "deactivate" else "_unsubscribe", broken)
+        if transition == "cleanup":  # release itself fails the first time
+            calls = []
+            patch.setattr(node, "_unsubscribe", lambda: calls.append(1) or (broken() if len(calls) == 1 else None))
+        getattr(node, f"trigger_{transition}")()
+    assert node.state == "unconfigured"
+    assert left(node) == EMPTY
+    gc.collect()
+    assert model() is None, "the model is still held by somebody"
+    assert threading.active_count() == threads
+    assert "the disk is on fire" in node.statistics.last_error
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    assert node.state == "active"
+
+
+def test_release_can_be_called_at_any_time_and_again(node):
+    for _ in range(2):
+        node.release()
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    for _ in range(3):
+        node.release()
+        assert left(node) == EMPTY
+
+
+@pytest.mark.parametrize(
+    "before", [[], ["configure"], ["configure", "activate"], ["configure", "activate", "deactivate"]]
+)
+def test_shutdown_frees_everything_from_every_state(node, before):
+    for transition in before:
+        assert getattr(node, f"trigger_{transition}")() == TransitionCallbackReturn.SUCCESS
+    assert node.trigger_shutdown() == TransitionCallbackReturn.SUCCESS
+    assert node.state == "finalized"
+    assert left(node) == EMPTY
