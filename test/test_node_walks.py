@@ -11,7 +11,7 @@ import pytest
 import trimesh
 from node_harness import NodeUnderTest, Robot, wait_until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]  # about 2000 transitions; minutes on a crowded machine
 
 WALKS, LENGTH = 200, 6
 
