@@ -11,7 +11,8 @@ import pytest
 import trimesh
 from node_harness import NodeUnderTest, Robot, wait_until
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]  # about 2000 transitions; minutes on a crowded machine
+# About 2000 transitions: minutes on a crowded machine.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 WALKS, LENGTH = 200, 6
 
