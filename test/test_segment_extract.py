@@ -38,10 +38,16 @@ def test_a_weak_bridge_holds_parts_together():
 
 
 def test_a_gap_that_another_object_fills_does_not_separate():
-    confidence = boxes((2, 10, 25, 20), (60, 10, 25, 20))
-    occluders = boxes((27, 0, 33, 60)) > 0
+    confidence = boxes((2, 10, 25, 20), (38, 10, 25, 20))
+    occluders = boxes((27, 0, 11, 60)) > 0
     assert len(extract.separate(confidence, 0.5, occluders=occluders)) == 1
     assert len(extract.separate(confidence, 0.5, occluders=np.zeros_like(occluders))) == 2
+
+
+def test_a_wide_gap_separates_whatever_fills_it():
+    """In a pile other objects lie between an object and any false spot across it."""
+    occluders = boxes((27, 0, 33, 60)) > 0
+    assert len(extract.separate(boxes((2, 10, 25, 20), (60, 10, 25, 20)), 0.5, occluders=occluders)) == 2
 
 
 def test_fragments_join_when_near_and_go_when_far():

@@ -310,6 +310,16 @@ def test_an_occluder_does_not_cut_an_object_in_two():
     assert sorted(i.name for i in found) == ["bar", "post"]
 
 
+def test_a_false_spot_across_a_pile_leaves_the_object_its_own_crop():
+    """What lies between the two is full of other objects; a crop around both would show neither well."""
+    pile = mask((70, 40, 110, 110))
+    segmenter = oracle({"cup": [mask((20, 60, 40, 40), (190, 100, 40, 30))], "pile": [pile]})
+    proposals = segmenter.proposals(segmenter.coarse(position_image()))
+    widths = sorted(round(p.box[2]) for p in proposals if segmenter.objects[p.index] == "cup")
+    assert len(widths) == 2
+    assert widths[-1] <= 44
+
+
 def test_overlaps_go_to_the_better_score():
     strong, weak = mask((40, 40, 60, 60)), mask((75, 50, 60, 60)) * 0.8
     found = oracle({"weak": [weak], "strong": [strong]}).segment(position_image())

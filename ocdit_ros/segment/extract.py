@@ -20,6 +20,9 @@ from ocdit_ros.segment.views import View, resize, to_image
 
 #: A part smaller than this share of the largest one is noise or a fragment, not another instance.
 FRAGMENT_SHARE = 0.2
+#: Parts may be joined behind an occluder over a gap of this share of the larger one's longer side. Without a limit, a
+#: false spot anywhere in a pile would be joined with the object across it, for other objects lie between them.
+GAP_SHARE = 0.5
 #: Instances of one object that share more of the smaller one than this are one instance seen twice.
 DUPLICATE_SHARE = 0.6
 #: An instance of which better ones explain more than this share is given up.
@@ -80,7 +83,7 @@ def separate(
     """Parts of a confidence map that are instances of their own, largest first.
 
     Disconnected parts belong to one instance when a weaker confidence (half the threshold) connects them,
-    when one is a fragment beside the other, or when what lies between them is mostly covered by other
+    when one is a fragment beside the other, or when a short gap between them is mostly covered by other
     objects. Otherwise they are instances of their own.
 
     Args:
@@ -112,16 +115,21 @@ def separate(
     return [np.isin(labels, g) for g in groups]
 
 
+def _near(part: np.ndarray, instance: np.ndarray, reach: float) -> bool:
+    """Whether a square of this half side around a pixel of one reaches the other."""
+    return bool((_grow(instance, max(int(reach), 2)) & part).any())
+
+
 def _belongs(part: np.ndarray, instance: np.ndarray, weak: np.ndarray, occluders: np.ndarray | None) -> bool:
     if np.intersect1d(weak[part], weak[instance]).size:
         return True
     area, other = int(part.sum()), int(instance.sum())
-    if area < FRAGMENT_SHARE * other:
-        reach = max(int(0.5 * np.sqrt(other)), 2)
-        near = cv2.dilate(instance.astype(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) > 0
-        if (near & part).any():
-            return True
+    if area < FRAGMENT_SHARE * other and _near(part, instance, 0.5 * np.sqrt(other)):
+        return True
     if occluders is None:
+        return False
+    longer = max(*box_of(part)[2:], *box_of(instance)[2:])
+    if not _near(part, instance, GAP_SHARE * longer):
         return False
     points = cv2.findNonZero((part | instance).astype(np.uint8))
     hull = cv2.fillConvexPoly(np.zeros(part.shape, np.uint8), cv2.convexHull(points), 1) > 0
