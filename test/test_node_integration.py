@@ -215,5 +215,5 @@ def test_configure_again_gives_the_same_from_the_cache(active, folder, expected,
 
 def test_sigint_ends_the_node(active):
     active.program.send(signal.SIGINT)
-    assert active.program.wait(20) == 0, active.program.text
+    assert active.program.wait(90) == 0, active.program.text  # the end of a PyTorch process takes 2 s of processor time
     assert "Traceback" not in active.program.text
