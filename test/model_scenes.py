@@ -132,7 +132,7 @@ def silhouettes(count: int = 96, size: int = 256, seed: int = 0, sides: tuple[in
     return torch.from_numpy(np.stack(masks)).to(torch.uint8)
 
 
-def photo_labels(size: int = 256) -> list[tuple[None, np.ndarray, list[Any]]]:
+def photo_labels(size: int) -> list[tuple[None, np.ndarray, list[Any]]]:
     """The sample's photographs as scenes: no image, label uint8 [size, size] (k = k-th instance), nothing."""
     labels: dict[str, np.ndarray] = {}
     for path in sorted((Path(__file__).parents[1] / "sample" / "test" / "000004" / "mask_visib").glob("*.png")):

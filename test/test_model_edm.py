@@ -16,12 +16,13 @@ SIGMAS = torch.logspace(math.log10(0.002), math.log10(80), 9).tolist()
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
-def test_network_input_and_target_have_unit_variance(sigma):
+def test_network_input_and_target_have_unit_variance(sigma, record_property):
     generator = torch.Generator().manual_seed(0)
     clean = 0.5 * torch.randn(400_000, generator=generator)
     noisy = clean + sigma * torch.randn(clean.shape, generator=generator)
     c_skip, c_out, c_in = preconditioning(torch.tensor(sigma, dtype=torch.float64))
     target = (clean.double() - c_skip * noisy) / c_out
+    record_property("deviation", max(abs(float(x.var()) - 1) for x in (c_in * noisy, target)))
     assert float((c_in * noisy).var()) == pytest.approx(1, abs=0.02)
     assert float(target.var()) == pytest.approx(1, abs=0.02)
 
@@ -48,11 +49,12 @@ def test_model_feeds_its_network_what_the_formulas_say(sigma):
     torch.testing.assert_close(denoised[0], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_denoiser_is_the_identity_in_the_limit_of_no_noise():
+def test_denoiser_is_the_identity_in_the_limit_of_no_noise(record_property):
     model = live_model()
     query = random_query(model)
     clean = 0.5 * query.latents
     errors = [float((denoise(model, query, sigma, clean) - clean).abs().max()) for sigma in (1e-2, 1e-4, 1e-6)]
+    record_property("difference", errors[-1])
     assert errors[0] > 1e-3  # at a visible level the network speaks
     assert errors[1] < errors[0] / 20 and errors[2] < 1e-5
 

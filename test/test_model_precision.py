@@ -18,6 +18,7 @@ from model_scenes import pasted_scene, template_sets
 
 from ocdit_ros.model import SamplerSettings, load_checkpoint, sample
 
+pytestmark = pytest.mark.timeout(1200)  # half a minute of one free core
 trained = pytest.mark.skipif(not SHIPPED, reason="there are no trained weights in weights/")
 cuda = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")]
 SETTINGS = SamplerSettings(steps=4, solver="euler", ensemble=3)
@@ -66,24 +67,25 @@ def iou(a, b):
     return ((a & b).sum(1)[union > 0] / union[union > 0]).tolist()
 
 
-def assert_same_masks(found, expected):
+def assert_same_masks(found, expected, record):
     values = iou(found > 0.5, expected > 0.5)
     assert len(values) == len(SCENES) * OBJECTS
+    record("iou", float(np.mean(values)))
     assert float(np.mean(values)) >= 0.99, values
 
 
 @trained
-def test_bfloat16_autocast_gives_the_masks_of_float32(model, expected):
+def test_bfloat16_autocast_gives_the_masks_of_float32(model, expected, record_property):
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         found = confidences(model)
     assert not found.equal(expected)  # it did compute in another precision
-    assert_same_masks(found, expected)
+    assert_same_masks(found, expected, record_property)
 
 
 @trained
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
-def test_compiled_blocks_give_the_masks_of_the_plain_ones(model, expected):
-    # block by block, as PyTorch advises for networks that repeat one; docs/model.md has the whole network's result
+def test_compiled_blocks_give_the_masks_of_the_plain_ones(model, expected, record_property):
+    # block by block, as PyTorch advises for networks that repeat one; the CUDA test compiles the whole network
     compiled = copy.deepcopy(model)
     for block in compiled.blocks:
         block.compile()
@@ -91,15 +93,16 @@ def test_compiled_blocks_give_the_masks_of_the_plain_ones(model, expected):
     with torch.inference_mode():
         found = confidences(compiled)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1  # it did compile
-    assert_same_masks(found, expected)
+    assert_same_masks(found, expected, record_property)
 
 
 @pytest.mark.parametrize("marked", [pytest.param(True, marks=[*cuda, trained])])
-def test_cuda_gives_the_masks_of_the_cpu(model, expected, marked):
+def test_cuda_gives_the_masks_of_the_cpu(model, expected, marked, record_property):
     other = load_checkpoint(SHIPPED[0], "cuda").requires_grad_(False)
     with torch.inference_mode():
-        assert_same_masks(confidences(other, "cuda"), expected)
+        assert_same_masks(confidences(other, "cuda"), expected, record_property)
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
-        assert_same_masks(confidences(other, "cuda"), expected)
+        assert_same_masks(confidences(other, "cuda"), expected, record_property)
     with torch.inference_mode():
-        assert_same_masks(confidences(other, "cuda", torch.compile(other.denoise_in_context)), expected)
+        compiled = torch.compile(other.denoise_in_context)
+        assert_same_masks(confidences(other, "cuda", compiled), expected, record_property)

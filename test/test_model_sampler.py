@@ -47,13 +47,15 @@ def observed_order(solver, start, end, rho, counts=(8, 11, 16, 23, 32, 45, 64)):
 
 @pytest.mark.parametrize("solver, order", [(euler, 1), (heun, 2), (dpmpp_2m, 2)])
 @pytest.mark.parametrize("start, end", [(80.0, 0.002), (5.0, 0.05)])
-def test_observed_order_on_gaussian_data(solver, order, start, end):
-    assert observed_order(solver, start, end, rho=7.0) == pytest.approx(order, abs=0.15)
+def test_observed_order_on_gaussian_data(solver, order, start, end, record_property):
+    observed = observed_order(solver, start, end, rho=7.0)
+    record_property(solver.__name__, observed)
+    assert observed == pytest.approx(order, abs=0.15)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("rho", [7.0, 9.0])
-def test_two_points_end_at_the_right_one(solver, rho):
+def test_two_points_end_at_the_right_one(solver, rho, record_property):
     # data are the points a and b; the flow cannot cross their bisector
     a, b = torch.tensor([0.5, -0.2], dtype=torch.float64), torch.tensor([-0.4, 0.3], dtype=torch.float64)
 
@@ -68,6 +70,7 @@ def test_two_points_end_at_the_right_one(solver, rho):
     assert len(noise) > 450
     end = last(trajectory(denoiser, noise, SamplerSettings(17, solver), 0.002, 80.0, rho))
     expected = torch.where(side[:, None] > 0, a, b)
+    record_property("difference", float((end - expected).abs().max()))
     assert float((end - expected).abs().max()) < 1e-6
 
 
