@@ -2,19 +2,24 @@
 # Copyright 2026 ocdit_ros contributors
 #
 # SPDX-License-Identifier: Apache-2.0
-"""Measure the weights on the development sets and write docs/results.md.
+"""Measure the weights on the development sets and write docs/results.md: one command, the whole page.
 
-    python scripts/results.py --synthetic DIR [--weights FILE] [--device cuda]
+    python scripts/results.py --data DATA [--weights FILE] [--device cuda] [--note "Times: one thread of ..."]
 
-Runs `ocdit evaluate` for every row of the tables below and `ocdit benchmark` for the cost; what is measured already is
-not measured again (evaluations are resumed), so the command can be cut and repeated.
+DATA is a folder of synthetic data (docs/training-data.md) with `objects/val` and `scenes/val`. Every row is an
+`ocdit evaluate` of its own process; sets with several copies of an object are rendered from `objects/val` first. What
+is measured already is not measured again, so the command can be cut and repeated: its folder is named after the
+weights and the code that measures, and a change of either starts afresh.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,125 +28,278 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ocdit_ros import cli  # noqa: E402  (after the path is set)
+from ocdit_ros.segment.weights import default_weights  # noqa: E402  (after the path is set)
 
 SHARED = Path(os.environ.get("OCDIT_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
+BASELINE, COARSE, REFINE = "template correlation (baseline)", "coarse only", "coarse + refine"
+DEFAULT, ENSEMBLE = "coarse + refine + mirrored view (default)", "default + ensemble of 3 noises"
 #: Row of the table -> options of `ocdit evaluate`.
 METHODS: dict[str, list[str]] = {
-    "template correlation (baseline)": ["--method", "correlation"],
-    "coarse only": ["--no-refine", "--augmentations", "1"],
-    "coarse + refine": ["--augmentations", "1"],
-    "coarse + refine + mirrored view (default)": [],
-    "default + ensemble of 3 noises": ["--ensemble", "3"],
+    BASELINE: ["--method", "correlation"],
+    COARSE: ["--no-refine", "--augmentations", "1"],
+    REFINE: ["--augmentations", "1"],
+    DEFAULT: [],
+    ENSEMBLE: ["--ensemble", "3"],
 }
-DEFAULT = "coarse + refine + mirrored view (default)"
+HELD_OUT, SINGLE, COPIES = "held-out synthetic", "one copy of each object", "2 to 5 copies of an object"
+OBJECTS = (1, 8, 21, 100)
+
+
+@dataclasses.dataclass
+class Failures:
+    """What could not be measured; the page is written all the same."""
+
+    found: list[str] = dataclasses.field(default_factory=list)
+
+    def run(self, what: str, words: Sequence[str]) -> bool:
+        """Run a module of this package in a process of its own; whether it went well."""
+        print(f"== {what}", flush=True)
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        status = subprocess.run([sys.executable, "-m", *words], check=False, env={**os.environ, "PYTHONPATH": path})
+        if status.returncode:
+            self.found.append(what)
+        return status.returncode == 0
 
 
 def main() -> int:
-    """Run everything and write the page."""
+    """Run everything and write the page; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--synthetic", metavar="DIR", help="held-out scene shards (see docs/evaluation.md)")
-    parser.add_argument("--copies", metavar="DIR", help="scene shards with 2 to 5 copies of an object per image")
-    parser.add_argument("--synthetic-limit", type=int, default=100, metavar="N", help="images of the shards to use")
-    parser.add_argument("--pbr-limit", type=int, metavar="N", help="images of pbr_dev to use (default: all)")
+    parser.add_argument("--data", metavar="DIR", help="synthetic data with objects/val and scenes/val")
+    parser.add_argument("--limit", type=int, default=40, metavar="N", help="images of every synthetic set")
+    parser.add_argument("--pbr-limit", type=int, metavar="N", help="images of pbr_dev (default: all)")
+    parser.add_argument("--photos", metavar="DIR", help="photographs for the grounds of the sets with copies")
     parser.add_argument("--weights", metavar="FILE")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", default="1", help="CPU threads of PyTorch")
     parser.add_argument("--work", metavar="DIR", default=str(ROOT / "evaluation"), help="folder of the runs")
     parser.add_argument("--out", metavar="FILE", default=str(ROOT / "docs" / "results.md"))
     parser.add_argument("--skip", nargs="*", default=[], choices=sorted(METHODS), help="rows to leave out")
     parser.add_argument("--note", default="", help="a sentence on the machine, for the page")
     parser.add_argument("--collect", action="store_true", help="measure nothing, write the page from what is there")
     options = parser.parse_args()
+    weights = Path(options.weights or default_weights())
+    if not weights.is_file():
+        parser.error(f"there is no weights file '{weights}'")
+    if options.data and not (Path(options.data) / "scenes" / "val").is_dir():
+        parser.error(f"'{options.data}' has no folder scenes/val; make held-out scenes first (docs/training-data.md)")
 
-    common = ["--device", options.device, *(["--weights", options.weights] if options.weights else [])]
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    work = Path(options.work) / f"{digest[:8]}-{code_digest()[:8]}"
+    common = ["--device", options.device, "--threads", options.threads, "--weights", str(weights)]
+    failures = Failures()
+    results: dict[str, dict[str, dict[str, Any]]] = {}
+    losses: dict[str, list[dict[str, Any]]] = {}
+    for name, where in data_sets(options, failures).items():
+        for method, extra in METHODS.items():
+            if method in options.skip or (name in (SINGLE, COPIES) and method != DEFAULT):
+                continue
+            folder = work / slug(name) / slug(method)
+            words = ["ocdit_ros.cli", "evaluate", *where, *extra, *common, "--resume", "--out", str(folder)]
+            scores = folder / "scores.json"
+            if not options.collect and not failures.run(f"{name}: {method}", words):
+                continue
+            if scores.is_file():
+                results.setdefault(name, {})[method] = json.loads(scores.read_text())
+        if name in ("pbr_dev", HELD_OUT):
+            file = work / slug(name) / "losses.json"
+            if not file.is_file() and not options.collect:
+                words = ["ocdit_ros.evaluate.losses", *where, *common, "--json", str(file)]
+                failures.run(f"{name}: where instances are lost", words)
+            if file.is_file():
+                losses[name] = json.loads(file.read_text())
+    timing = work / "benchmark.json"
+    if not timing.is_file() and not options.collect:
+        sizes = [str(n) for n in OBJECTS]
+        words = ["ocdit_ros.cli", "benchmark", *common, "--objects", *sizes, "--repeat", "3", "--json", str(timing)]
+        failures.run("cost over the number of objects", words)
+    times = json.loads(timing.read_text()) if timing.is_file() else []
+    note = f"Weights `{weights.name}` (SHA-256 {digest[:16]}). {options.note}".rstrip()
+    Path(options.out).write_text(page(results, losses, times, note, failures.found))
+    print(options.out)
+    for what in failures.found:
+        print(f"results.py: not measured: {what}", file=sys.stderr)
+    return 1 if failures.found else 0
+
+
+def code_digest() -> str:
+    """SHA-256 of what decides the numbers: network, templates, Segmenter, evaluation."""
+    digest = hashlib.sha256()
+    for room in ("model", "templates", "segment", "evaluate"):
+        for path in sorted((ROOT / "ocdit_ros" / room).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def data_sets(options: argparse.Namespace, failures: Failures) -> dict[str, list[str]]:
+    """Name -> first words of `ocdit evaluate`; renders the sets with copies where they are not there yet."""
     sets: dict[str, list[str]] = {}
     for name, limit in (("real_dev", None), ("pbr_dev", options.pbr_limit)):
         if (SHARED / name).is_dir():
             sets[name] = [str(SHARED / name), *(["--limit", str(limit)] if limit else [])]
-    limit = ["--limit", str(options.synthetic_limit)]
-    if options.synthetic:
-        sets["held-out synthetic"] = [options.synthetic, *limit]
-    if options.copies:
-        sets["synthetic, copies"] = [options.copies, *limit]
-
-    results: dict[str, dict[str, dict[str, Any]]] = {}
-    for set_name, where in sets.items():
-        for method, extra in METHODS.items():
-            if method in options.skip:
-                continue
-            folder = Path(options.work) / _slug(set_name) / _slug(method)
-            if options.collect and not (folder / "scores.json").is_file():
-                continue
-            print(f"== {set_name}: {method}", flush=True)
-            command = ["evaluate", *where, *extra, *common, "--resume", "--out", str(folder)]
-            if not options.collect and cli.main(command):
-                return 1
-            results.setdefault(set_name, {})[method] = json.loads((folder / "scores.json").read_text())
-            header = json.loads((folder / "run.json").read_text())
-    timing = Path(options.work) / "benchmark.json"
-    if (
-        not timing.is_file()
-        and not options.collect
-        and cli.main(["benchmark", *common, "--objects", "1", "8", "21", "100", "--repeat", "3", "--json", str(timing)])
-    ):
-        return 1
-    times = json.loads(timing.read_text()) if timing.is_file() else []
-    Path(options.out).write_text(page(results, times, header, options.note))
-    print(options.out)
-    return 0
+        else:
+            failures.found.append(f"{name}: not in '{SHARED}' (OCDIT_SHARED_DATA names the folder)")
+    if not options.data:
+        failures.found.append(f"{HELD_OUT}: give --data")
+        return sets
+    data, limit = Path(options.data).resolve(), ["--limit", str(options.limit)]
+    sets[HELD_OUT] = [str(data / "scenes" / "val"), *limit]
+    for name, lowest, highest in ((SINGLE, "1", "1"), (COPIES, "2", "5")):
+        folder = Path(options.work) / f"scenes-{lowest}-{highest}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "objects").exists():
+            (folder / "objects").symlink_to(data / "objects")
+        words = ["ocdit_ros.train.shards", "scenes", "--out", str(folder), "--split", "val", "--seed", "77",
+                 "--count", str(options.limit), "--copies", lowest, highest, "--per-shard", "10",
+                 "--size", "480", "360"]  # fmt: skip
+        words += ["--photos", options.photos] if options.photos else []
+        if options.collect or failures.run(f"scenes with {name}", words):
+            sets[name] = [str(folder / "scenes" / "val"), *limit]
+    return sets
 
 
 def page(
-    results: dict[str, dict[str, dict[str, Any]]], timing: Sequence[dict[str, Any]], header: dict[str, Any], note: str
-) -> str:
+    results: dict[str, dict[str, dict[str, Any]]], losses: dict[str, list[dict[str, Any]]],
+    timing: Sequence[dict[str, Any]], note: str, missing: Sequence[str],
+) -> str:  # fmt: skip
     """The page as Markdown."""
     lines = [
         "# Results",
         "",
-        "Written by `scripts/results.py`; how the numbers come about: [evaluation.md](evaluation.md). Weights "
-        f"`{header['weights']}` (SHA-256 {header['weights_sha256'][:16]}). {note}".rstrip(),
+        f"Written by `scripts/results.py`; how the numbers come about: [evaluation.md](evaluation.md). {note}",
         "",
         "Thresholds and score calibration come from held-out synthetic scenes; real_dev and pbr_dev are only measured.",
         "real_dev has 8 photographs: differences below 5 points of AP mean little there.",
         "",
         "AP, AP50, AR: COCO's as BOP defines them for 2D segmentation. ECE: expected calibration error of the scores. "
-        "Found, wrong and absent: at the score threshold of the Segmenter; absent = (object, image) pairs asked "
-        "for, are not there, and yield a detection. Time: median per image, images and objects loaded.",
+        "Found, wrong and absent: at the score threshold of the Segmenter; absent = (object, image) pairs that are "
+        "asked for, are not there, and yield a detection. Time: median per image, images and objects loaded.",
     ]
-    for set_name, rows in results.items():
-        any_row = next(iter(rows.values()))
-        lines += ["", f"## {set_name}: {any_row['images']} images, {any_row['instances']} instances", ""]
-        lines += ["| method | AP | AP50 | AP75 | AR | ECE | found | wrong | absent | time |", "|---|" + "---|" * 9]
-        for method, r in rows.items():
-            cells = [_percent(r[key]) for key in ("AP", "AP50", "AP75", "AR", "ECE")]
-            cells += [f"{r['found']} / {r['instances']}", str(r["wrong"])]
-            absent = (
-                f"{_percent(r['absent_fired'] / r['absent_pairs'])} of {r['absent_pairs']}"
-                if r["absent_pairs"]
-                else "-"
-            )
-            lines.append(f"| {method} | {' | '.join(cells)} | {absent} | {r['seconds_median']:.2f} s |")
+    if missing:
+        lines += ["", "Not measured this time:", "", *(f"- {what}" for what in missing)]
+    if wanted := requirements(results, timing):
+        lines += ["", "## What was asked for", "", "| | measured | |", "|---|---|---|", *wanted]
+    for name, rows in results.items():
+        if name in (SINGLE, COPIES):
+            continue
+        lines += ["", f"## {name}: {heading(rows)}", "", *comparison(rows)]
         if DEFAULT in rows:
             lines += ["", f"What makes instances hard to find ({DEFAULT}; share found at IoU 0.5):", ""]
-            lines += [_shares(rows[DEFAULT])]
-    if not timing:
-        return "\n".join(lines) + "\n"
-    lines += ["", "## Cost over the number of objects", ""]
-    stages = [s for s in timing[0]["seconds"] if s != "total"]
-    lines += [
-        "640x480 image of random texture with made-up objects, default settings: few crops to refine, "
-        "so a cluttered image costs more.",
-        "",
-    ]
-    lines += ["| objects | " + " | ".join(stages) + " | total | memory |", "|---|" + "---|" * (len(stages) + 2)]
-    for row in timing:
-        cells = [f"{row['seconds'].get(s, 0.0):.2f} s" for s in [*stages, "total"]]
-        lines.append(f"| {row['objects']} | {' | '.join(cells)} | {row['peak_bytes'] / 2**20:.0f} MiB |")
+            lines += shares(rows[DEFAULT])
+        if name == "real_dev" and COARSE in rows and DEFAULT in rows:
+            lines += ["", *objects(rows)]
+        if name in losses:
+            lines += ["", *lost(losses[name])]
+    both = {name: results[name][DEFAULT] for name in (SINGLE, COPIES) if DEFAULT in results.get(name, {})}
+    if both:
+        lines += ["", "## Several copies of an object", ""]
+        lines += ["Held-out objects, one of each scene repeated; the same seeds and numbers of instances.", ""]
+        lines += ["| scenes with | AP | AP50 | found | by copies in the image |", "|---|---|---|---|---|"]
+        for name, r in both.items():
+            parts = "; ".join(
+                f"{row['label']}: {percent(row['found'] / row['instances'])} of {row['instances']}"
+                for row in r["by_copies"] if row["instances"]
+            )  # fmt: skip
+            found = f"{percent(r['found'] / r['instances'])} of {r['instances']}"
+            lines.append(f"| {name} | {percent(r['AP'])} | {percent(r['AP50'])} | {found} | {parts} |")
+    if timing:
+        lines += ["", *cost(timing)]
     return "\n".join(lines) + "\n"
 
 
-def _shares(result: dict[str, Any]) -> str:
+def heading(rows: dict[str, dict[str, Any]]) -> str:
+    """Size of a set."""
+    row = next(iter(rows.values()))
+    return f"{row['images']} images, {row['instances']} instances"
+
+
+def comparison(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """One line per method."""
+    lines = ["| method | AP | AP50 | AP75 | AR | ECE | found | wrong | absent | time |", "|---|" + "---|" * 9]
+    for method, r in rows.items():
+        cells = [percent(r[key]) for key in ("AP", "AP50", "AP75", "AR", "ECE")]
+        cells += [f"{r['found']} / {r['instances']}", str(r["wrong"])]
+        cells.append(f"{percent(absent(r))} of {r['absent_pairs']}" if r["absent_pairs"] else "-")
+        lines.append(f"| {method} | {' | '.join(cells)} | {r['seconds_median']:.2f} s |")
+    return lines
+
+
+def requirements(results: dict[str, dict[str, dict[str, Any]]], timing: Sequence[dict[str, Any]]) -> list[str]:
+    """The claims that the numbers have to bear out, each with what was measured."""
+    lines = []
+
+    def claim(text: str, measured: str, holds: bool) -> None:
+        lines.append(f"| {text} | {measured} | {'yes' if holds else '**no**'} |")
+
+    for name in ("real_dev", "pbr_dev", HELD_OUT):
+        rows = results.get(name, {})
+        if COARSE in rows and DEFAULT in rows:
+            a, b = rows[COARSE]["AP"], rows[DEFAULT]["AP"]
+            claim(f"{name}: refinement raises AP by a third", f"{percent(a)} to {percent(b)}", b >= 4 / 3 * a)
+        if DEFAULT in rows and ENSEMBLE in rows:
+            a, b = rows[DEFAULT]["AP"], rows[ENSEMBLE]["AP"]
+            claim(f"{name}: the ensemble does not hurt", f"{percent(a)} to {percent(b)}", b >= a - 0.005)
+        if DEFAULT in rows and (rate := absent(rows[DEFAULT])) is not None:
+            claim(f"{name}: at most 5 % of absent objects reported", percent(rate), rate <= 0.05)
+    pair = [results.get(name, {}).get(DEFAULT) for name in (SINGLE, COPIES)]
+    if pair[0] and pair[1]:
+        one, many = (r["found"] / r["instances"] for r in pair if r)
+        text = "2 to 5 copies: 80 % as many instances found as with one copy"
+        claim(text, f"{percent(many)} against {percent(one)}", many >= 0.8 * one)
+    if len(timing) > 1:
+        first, last = (row["seconds"]["coarse"] / groups(row["objects"]) for row in (timing[1], timing[-1]))
+        claim("the coarse pass grows with the number of groups", f"{last / first:.2f} times the time of a group at "
+              f"{timing[-1]['objects']} objects as at {timing[1]['objects']}", last <= 1.5 * first)  # fmt: skip
+    return lines
+
+
+def objects(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """AP50 per object, coarse and refined."""
+    coarse = {o["object"]: o for o in rows[COARSE]["objects"]}
+    lines = ["| object | instances | AP50 coarse only | AP50 default |", "|---|---|---|---|"]
+    for o in rows[DEFAULT]["objects"]:
+        before = coarse.get(o["object"], {}).get("AP50")
+        lines.append(f"| {o['object']} | {o['instances']} | {percent(before)} | {percent(o['AP50'])} |")
+    return lines
+
+
+def lost(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Instances by the stage that lost them."""
+    from ocdit_ros.evaluate.losses import stage_table
+
+    intro = "Where instances are lost (default settings), and how many of them a crop around the true box would find:"
+    return [intro, "", *stage_table([(row["stage"], row["oracle"]) for row in rows])]
+
+
+def cost(timing: Sequence[dict[str, Any]]) -> list[str]:
+    """Time and memory over the number of objects."""
+    stages = [s for s in timing[0]["seconds"] if s != "total"]
+    lines = [
+        "## Cost over the number of objects",
+        "",
+        "640x480 image of random texture with made-up objects, default settings: few crops to refine, so a cluttered "
+        "image costs more. `coarse` contains most of backbone, conditioning, sampling and decoder.",
+        "",
+        "| objects | groups | " + " | ".join(stages) + " | total | coarse per group | memory |",
+        "|---|---|" + "---|" * (len(stages) + 3),
+    ]
+    for row in timing:
+        cells = [f"{row['seconds'].get(s, 0.0):.2f} s" for s in [*stages, "total"]]
+        each = row["seconds"]["coarse"] / groups(row["objects"])
+        cells += [f"{each:.2f} s", f"{row['peak_bytes'] / 2**20:.0f} MiB"]
+        lines.append(f"| {row['objects']} | {groups(row['objects'])} | {' | '.join(cells)} |")
+    return lines
+
+
+def groups(count: int) -> int:
+    """Groups that so many objects make."""
+    from ocdit_ros.segment import SegmenterSettings
+
+    return -(-count // SegmenterSettings().group_size)
+
+
+def shares(result: dict[str, Any]) -> list[str]:
+    """Share found by size, visibility and copies."""
     names = {
         "by_size": "size (root of visible area)",
         "by_visibility": "visible share",
@@ -150,19 +308,26 @@ def _shares(result: dict[str, Any]) -> str:
     lines = []
     for key, title in names.items():
         cells = [
-            f"{row['label']}: {_percent(row['found'] / row['instances'])} of {row['instances']}"
+            f"{row['label']}: {percent(row['found'] / row['instances'])} of {row['instances']}"
             for row in result[key]
             if row["instances"]
         ]
         lines.append(f"- {title}: {'; '.join(cells)}")
-    return "\n".join(lines)
+    return lines
 
 
-def _percent(fraction: float | None) -> str:
+def absent(result: dict[str, Any]) -> float | None:
+    """Share of absent (object, image) pairs that are reported."""
+    return result["absent_fired"] / result["absent_pairs"] if result["absent_pairs"] else None
+
+
+def percent(fraction: float | None) -> str:
+    """As in the page."""
     return "-" if fraction is None else f"{100 * fraction:.1f} %"
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """Folder name of a row or set."""
     return "".join(c if c.isalnum() else "_" for c in text).strip("_")
 
 

@@ -187,6 +187,24 @@ def test_several_instances_and_look_alikes_are_drawn_often():
         sc.Catalogue.from_index({})
 
 
+def test_one_object_is_repeated_as_often_as_asked(store, data, tmp_path):
+    keys = ["a", "b", "a", "c", "d", "e", "b"]
+    assert sc.repeat_first(np.random.default_rng(0), keys, (3, 3)) == ["a", "a", "a", "b", "c", "d", "e"]
+    assert sc.repeat_first(np.random.default_rng(0), keys, (1, 1)) == ["a", "b", "c", "d", "e"]
+    assert sc.repeat_first(np.random.default_rng(0), keys[:2], (5, 5)) == ["a"] * 5 + ["b"]
+    seen = {sc.repeat_first(np.random.default_rng(n), keys, (2, 5)).count("a") for n in range(40)}
+    assert seen == {2, 3, 4, 5}
+    scene = sc.draw_scene(np.random.default_rng(0), *store, (), (128, 96), (4, 4))
+    names = [placed.item.key for placed in scene.instances]
+    assert len(set(names[:4])) == 1 and names[4] != names[0]
+    usual, repeated = (generate(data, tmp_path / name, count=2, **more) for name, more in
+                       (("usual", {}), ("repeated", {"copies": (4, 4)})))  # fmt: skip
+    assert usual["shard-000000.tar"] != repeated["shard-000000.tar"]
+    assert generate(data, tmp_path / "again", count=2, copies=(4, 4)) == repeated
+    with pytest.raises(ValueError, match="copies must be two numbers"):
+        generate(data, tmp_path / "none", copies=(3, 2))
+
+
 def test_brightness_of_templates_and_scenes_differ_but_not_the_hue_class():
     """Tints stay mild: no channel is moved by more than a factor of two, and white stays about white."""
     tints = np.array([sc._tint(np.random.default_rng(i)) for i in range(300)])
