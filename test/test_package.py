@@ -77,6 +77,11 @@ ROS_PACKAGES = {
 }
 
 
+in_own_environment = pytest.mark.skipif(
+    Path(sys.prefix) != ROOT / ".venv", reason="the tests run in another environment than the one that make env made"
+)
+
+
 # --- files of the tree ------------------------------------------------------------------------------------------------
 
 
@@ -416,6 +421,7 @@ def test_the_locks_are_complete(installed, lock_file, python, names):
     assert unmet_requirements(versions, pins(*names), python, known.get) == []
 
 
+@in_own_environment
 def test_compiled_packages_are_locked_for_both_pythons():
     """A wheel for one version of Python alone needs a sister with a hash of its own; any other is the same for both."""
     text = (ROOT / "requirements" / "lock.txt").read_text().replace("\\\n", " ")
@@ -781,11 +787,6 @@ def test_make_env_takes_pip_along_when_it_is_stopped(fake_python, bare_tree, tmp
     assert again.returncode == 0, again.stdout + again.stderr
     assert "creating .venv" in again.stdout
     assert not (run.tree / ".venv" / ".unfinished").exists()
-
-
-in_own_environment = pytest.mark.skipif(
-    Path(sys.prefix) != ROOT / ".venv", reason="the tests run in another environment than the one that make env made"
-)
 
 
 @in_own_environment
