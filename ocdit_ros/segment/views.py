@@ -102,9 +102,12 @@ def whole_image(height: int, width: int, longest: int) -> View:
 
 
 def crop_around(
-    box: tuple[float, float, float, float], scale: float, size: int, height: int, width: int, least: int = 32
+    box: tuple[float, float, float, float], scale: float, size: int, height: int, width: int, least: int = 64
 ) -> View:
-    """A square around an image box, `scale` times its longer side, moved into the image where it fits."""
+    """A square around an image box, `scale` times its longer side, moved into the image where it fits.
+
+    At least `least` pixels wide: a small spot of the coarse pass may be a piece of something larger.
+    """
     side = max(round(max(box[2], box[3]) * scale), least)
     side = min(side, max(height, width))
     x = round(box[0] + box[2] / 2 - side / 2)
