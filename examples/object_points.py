@@ -167,8 +167,13 @@ def main() -> None:
     """Run until SIGINT or SIGTERM."""
     rclpy.init(args=sys.argv)
     node = ObjectPoints()
-    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
+    try:
         rclpy.spin(node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except Exception:
+        if rclpy.ok():  # otherwise it is the end that a signal asked for, in the middle of a callback
+            raise
     with contextlib.suppress(KeyboardInterrupt):
         node.destroy_node()
     rclpy.try_shutdown()

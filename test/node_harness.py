@@ -263,6 +263,11 @@ class NodeUnderTest:
         """A publisher that the node listens to."""
         publisher = self.publisher(topic, kind, qos)
         wait_until(publisher.get_subscription_count, 20, f"the node's subscription of {topic}")
+        # A new publisher knows the subscription at once, the node hears of the publisher only then, and best effort
+        # drops what is sent before. Two answers later it has heard, also on a busy machine.
+        self.get("mode")
+        time.sleep(0.2)
+        self.get("mode")
         return publisher
 
     def listen(self, topic: str, kind: Any, qos: Any = RELIABLE) -> list[Any]:

@@ -333,9 +333,9 @@ def test_with_use_sim_time_the_clock_is_that_of_the_robot(start, meshes):
     clock.clock.sec = header(60).stamp.sec + 7
     publisher = one.robot.node.create_publisher(type(clock), "/clock", QoSProfile(depth=1))
     wait_until(publisher.get_subscription_count, 20, "the node to listen to /clock")
-    publisher.publish(clock)
 
     def told():
+        publisher.publish(clock)  # again and again, as simulators do
         assert one.set("score_threshold", 0.4) == ""
         assert one.set("score_threshold", 0.5) == ""
         return [one for one in info if one.header.stamp.sec == clock.clock.sec]

@@ -97,7 +97,7 @@ def test_progress_bar_on_a_terminal(tmp_path, meshes, monkeypatch, capsys):
     options = ["--scale", "0.001", "--cache", tmp_path / "cache", "--jobs", "1", "--views", "2", "--size", "32"]
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert ocdit(*meshes, *options) == 0
-    assert "3/3" in sys.stderr.getvalue()
+    assert "/3 [" in sys.stderr.getvalue()  # fast ones are not all drawn
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert ocdit(*meshes, *options) == 0
     assert sys.stderr.getvalue() == ""  # not into files and pipes
