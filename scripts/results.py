@@ -145,7 +145,7 @@ def data_sets(options: argparse.Namespace, failures: Failures) -> dict[str, list
     data, limit = Path(options.data).resolve(), ["--limit", str(options.limit)]
     sets[HELD_OUT] = [str(data / "scenes" / "val"), *limit]
     for name, lowest, highest in ((SINGLE, "1", "1"), (COPIES, "2", "5")):
-        folder = Path(options.work) / f"scenes-{lowest}-{highest}"
+        folder = Path(options.work) / f"scenes-{lowest}-{highest}-{options.limit}"
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "objects").exists():
             (folder / "objects").symlink_to(data / "objects")
@@ -193,7 +193,7 @@ def page(
     both = {name: results[name][DEFAULT] for name in (SINGLE, COPIES) if DEFAULT in results.get(name, {})}
     if both:
         lines += ["", "## Several copies of an object", ""]
-        lines += ["Held-out objects, one of each scene repeated; the same seeds and numbers of instances.", ""]
+        lines += ["Held-out objects, one of each scene repeated; both sets from the same seeds.", ""]
         lines += ["| scenes with | AP | AP50 | found | by copies in the image |", "|---|---|---|---|---|"]
         for name, r in both.items():
             parts = "; ".join(
