@@ -138,7 +138,7 @@ def data_sets(options: argparse.Namespace, failures: Failures) -> dict[str, list
         if (SHARED / name).is_dir():
             sets[name] = [str(SHARED / name), *(["--limit", str(limit)] if limit else [])]
         else:
-            failures.found.append(f"{name}: not in '{SHARED}' (OCDIT_SHARED_DATA names the folder)")
+            failures.found.append(f"{name}: not in the folder of OCDIT_SHARED_DATA")
     if not options.data:
         failures.found.append(f"{HELD_OUT}: give --data")
         return sets
