@@ -194,12 +194,16 @@ class NodeUnderTest:
     def call_async(self, kind: Any, service: str, request: Any) -> Any:
         return self.client(kind, service).call_async(request)
 
-    def call(self, kind: Any, service: str, request: Any, timeout: float = 60.0) -> Any:
-        future, done = self.call_async(kind, service, request), threading.Event()
-        future.add_done_callback(lambda _: done.set())
-        if not done.wait(timeout):
-            raise AssertionError(f"answer of {service}: not within {timeout:g} s; it said:\n{self.program.text}")
-        return future.result()
+    def call(self, kind: Any, service: str, request: Any, timeout: float = 60.0, attempts: int = 1) -> Any:
+        """The answer. Questions, which change nothing, may be asked again: DDS drops an answer to a client that the
+        server has not heard of yet, although the client knows the server.
+        """
+        for _ in range(attempts):
+            future, done = self.call_async(kind, service, request), threading.Event()
+            future.add_done_callback(lambda _, done=done: done.set())
+            if done.wait(timeout):
+                return future.result()
+        raise AssertionError(f"answer of {service}: not within {timeout:g} s; it said:\n{self.program.text}")
 
     def transition(self, name: str | int, timeout: float = 60.0) -> bool:
         """Ask for a transition by its label or number; whether it succeeded."""
@@ -209,7 +213,7 @@ class NodeUnderTest:
 
     @property
     def state(self) -> str:
-        return self.call(GetState, "get_state", GetState.Request()).current_state.label
+        return self.call(GetState, "get_state", GetState.Request(), 15, attempts=6).current_state.label
 
     def trigger(self, service: str, timeout: float = 60.0) -> Any:
         return self.call(Trigger, service, Trigger.Request(), timeout)
@@ -230,12 +234,12 @@ class NodeUnderTest:
         return [result.reason for result in results]
 
     def get(self, name: str) -> Any:
-        values = self.call(GetParameters, "get_parameters", GetParameters.Request(names=[name])).values
+        values = self.call(GetParameters, "get_parameters", GetParameters.Request(names=[name]), 15, attempts=6).values
         return Parameter.from_parameter_msg(_message(name, values[0])).value if values else None
 
     def describe(self, name: str) -> Any:
         request = DescribeParameters.Request(names=[name])
-        return self.call(DescribeParameters, "describe_parameters", request).descriptors[0]
+        return self.call(DescribeParameters, "describe_parameters", request, 15, attempts=6).descriptors[0]
 
     def interface(self) -> dict[str, set[tuple[str, str]]]:
         """What the node has in the ROS graph: names and types of its publishers, subscriptions, services, clients."""

@@ -230,7 +230,8 @@ def test_however_it_ends_no_process_is_left(data, tmp_path, number, moment):
             os.kill(left, signal.SIGKILL)
         program.end()
     if number == signal.SIGKILL or moment == "at once":  # at once: before the demo could ask to be told
-        assert status in (-number, 128 + number)
+        # 1: an interpreter that is interrupted while it still reads its start-up files ends like that
+        assert status in (-number, 128 + number, *([1] if number == signal.SIGINT else []))
     else:
         assert status == 128 + number
         assert f"ended by {number.name}" in program.text

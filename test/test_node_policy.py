@@ -11,6 +11,7 @@ import pytest
 import trimesh
 import yaml
 from node_harness import NodeUnderTest, Robot, wait_until
+from rclpy.node import NodeNameNonExistentError
 
 pytestmark = pytest.mark.integration
 
@@ -33,7 +34,10 @@ def graphs(tmp_path_factory):
             topic = "/image/compressed" if transport == "compressed" else "/image"
 
             def whole(node=node, topic=topic):
-                graph = node.interface()
+                try:
+                    graph = node.interface()
+                except NodeNameNonExistentError:  # it has not been heard of yet
+                    return None
                 return any(name.endswith(topic) for name, _ in graph["subscribe"]) and graph
 
             graph = wait_until(whole, 20, "the whole node in the graph")
