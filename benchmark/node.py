@@ -37,7 +37,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ from sensor_msgs.msg import Image  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 from vision_msgs.msg import Detection2DArray  # noqa: E402
 
+from ocdit_ros.segment import Instance, SegmenterSettings, draw  # noqa: E402
+
 SIZES = ((640, 480), (1280, 720), (1920, 1080))
 ENCODINGS = ("rgb8", "bgr8")
 LISTENING = {
@@ -74,18 +76,7 @@ LISTENING = {
 # The node's process ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class NullInstance:
-    """As ocdit_ros.segment.Instance."""
-
-    object_id: int
-    name: str
-    score: float
-    mask: np.ndarray
-    box: tuple[int, int, int, int]
-
-
-def ten_instances(height: int, width: int) -> list[NullInstance]:
+def ten_instances(height: int, width: int) -> list[Instance]:
     """Ellipses, each about 2 % of the image."""
     rows, columns = np.mgrid[:height, :width]
     found = []
@@ -95,7 +86,7 @@ def ten_instances(height: int, width: int) -> list[NullInstance]:
         mask = ((rows - y) / b) ** 2 + ((columns - x) / a) ** 2 < 1
         ys, xs = np.nonzero(mask)
         box = (int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1)
-        found.append(NullInstance(1, "box", 0.9 - 0.01 * n, mask, box))
+        found.append(Instance(1, "box", 0.9 - 0.01 * n, mask, box))
     return found
 
 
@@ -103,10 +94,10 @@ def ten_instances(height: int, width: int) -> list[NullInstance]:
 class NullSegmenter:
     """Takes no time, or as long as it is told: `mode` is null, sleeping or spinning."""
 
-    settings: Any
+    settings: SegmenterSettings
     mode: str
     objects: list[str] = field(default_factory=list)
-    known: dict[tuple[int, int], list[NullInstance]] = field(default_factory=dict)
+    known: dict[tuple[int, int], list[Instance]] = field(default_factory=dict)
 
     def add_object(self, spec: Any) -> None:
         """Nothing to do."""
@@ -116,7 +107,7 @@ class NullSegmenter:
         """Nothing to do."""
         self.objects.remove(name)
 
-    def segment_many(self, images: list[np.ndarray]) -> list[list[NullInstance]]:
+    def segment_many(self, images: list[np.ndarray]) -> list[list[Instance]]:
         """The same for every image."""
         work(self.mode, 10.0)
         shapes = [rgb.shape[:2] for rgb in images]
@@ -137,16 +128,15 @@ def work(mode: str, seconds: float) -> None:
 
 def serve(arguments: list[str]) -> None:
     """Run the node around the null model; the parameter `weights` says how long things take: <what>:<mode>."""
-    from ocdit_ros.node import parameters, segment_node
+    from ocdit_ros.node import segment_node
     from ocdit_ros.node.backend import SETTINGS
-
-    settings = make_dataclass("Settings", [(n, Any, parameters.defaults()[n]) for n in SETTINGS], frozen=True)
 
     def make(values: dict[str, Any]) -> tuple[NullSegmenter, str]:
         what, _, mode = values["weights"].partition(":")
         if what == "configure":
             work(mode, 30.0)
-        made = NullSegmenter(settings(**{name: values[name] for name in SETTINGS}), mode if what == "frame" else "null")
+        settings = SegmenterSettings(**{name: values[name] for name in SETTINGS})
+        made = NullSegmenter(settings, mode if what == "frame" else "null")
         return made, "a model that takes no time"
 
     segment_node.main(arguments, make)
@@ -349,9 +339,9 @@ def parts_of(width: int, height: int, node: Any) -> dict[str, list[Callable[[], 
         "convert rgb8": [lambda: to_rgb(rgb)],
         "convert bgr8": [lambda: to_rgb(bgr)],
         "detections": step("detections", Detection2DArray, lambda: messages.detections_message(header, found)),
-        "label image": step("labels", Image, of_pixels(lambda: messages.label_array(shape, found), "16UC1")),
+        "label image": step("labels", Image, of_pixels(lambda: draw.label_image(found, *shape), "16UC1")),
         "mask": step("mask", Image, of_pixels(lambda: messages.mask_array(shape, found), "mono8")),
-        "overlay": step("overlay", Image, of_pixels(lambda: messages.overlay_array(pixels, found), "rgb8")),
+        "overlay": step("overlay", Image, of_pixels(lambda: draw.overlay(pixels, found), "rgb8")),
     }
 
 

@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # --import-mode=importlib leaves this folder out of the search path; the helper modules in it are imported by name.
@@ -43,3 +45,46 @@ os.environ.pop("ROS_STATIC_PEERS", None)
 # Without it best effort loses images, and a lost image would look like a fault of the node.
 os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(ROOT / "config" / "fastdds_shm.xml")
 os.environ.setdefault("ROS_LOG_DIR", tempfile.mkdtemp(prefix="ocdit_ros_test_log_"))
+
+
+# What tests of the node share. The imports wait until a test asks: most tests need no ROS.
+
+
+@pytest.fixture(scope="module")
+def robot():
+    """The rest of the robot, in this process."""
+    from node_harness import Robot
+
+    one = Robot()
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def meshes(tmp_path_factory):
+    """Three boxes of 10 cm in millimetres, as a BOP folder with names."""
+    import trimesh
+
+    folder = tmp_path_factory.mktemp("models")
+    for number in (1, 2, 3):
+        trimesh.creation.box((100, 100, 100 + number)).export(folder / f"obj_{number:06d}.ply")
+    (folder / "names.json").write_text('{"1": "mug", "2": "box", "3": "can"}')
+    return folder
+
+
+@pytest.fixture
+def start(robot, tmp_path):
+    """Start nodes that end with the test."""
+    from node_harness import NodeUnderTest
+
+    started = []
+
+    def make(parameters, **options):
+        folder = tmp_path / f"node_{len(started)}"
+        folder.mkdir()
+        started.append(NodeUnderTest(robot, folder, parameters, **options))
+        return started[-1]
+
+    yield make
+    for one in started:
+        one.end()

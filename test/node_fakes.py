@@ -11,37 +11,24 @@ test_node_integration.py.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ocdit_ros.node import parameters
 from ocdit_ros.node.backend import SETTINGS, BackendError
+from ocdit_ros.segment import Instance, SegmenterSettings
 from ocdit_ros.templates import ObjectSpec
 
 
-@dataclass(frozen=True, eq=False)
-class FakeInstance:
-    object_id: int
-    name: str
-    score: float
-    mask: np.ndarray
-    box: tuple[int, int, int, int]
-
-
-def instance(object_id: int, name: str, score: float, mask: np.ndarray) -> FakeInstance:
+def instance(object_id: int, name: str, score: float, mask: np.ndarray) -> Instance:
     """An instance with the box of its mask."""
     rows, columns = np.nonzero(mask)
     box = (0, 0, 0, 0)
     if len(rows):
         x, y = int(columns.min()), int(rows.min())
         box = (x, y, int(columns.max()) - x + 1, int(rows.max()) - y + 1)
-    return FakeInstance(object_id, name, score, mask, box)
-
-
-#: The part of SegmenterSettings that parameters set; the real one would bring PyTorch, which takes seconds to import.
-FakeSettings = make_dataclass("FakeSettings", [(n, Any, parameters.defaults()[n]) for n in SETTINGS], frozen=True)
+    return Instance(object_id, name, score, mask, box)
 
 
 @dataclass
@@ -52,7 +39,7 @@ class FakeSegmenter:
     other Python code run by itself, (1, 2, 3) is an error.
     """
 
-    settings: Any = field(default_factory=FakeSettings)
+    settings: SegmenterSettings = field(default_factory=SegmenterSettings)
     calls: list[str] = field(default_factory=list)
     specs: dict[str, ObjectSpec] = field(default_factory=dict)
 
@@ -71,10 +58,10 @@ class FakeSegmenter:
         del self.specs[name]
         self.calls.append(f"remove {name}")
 
-    def segment_many(self, images: list[np.ndarray]) -> list[list[FakeInstance]]:
+    def segment_many(self, images: list[np.ndarray]) -> list[list[Instance]]:
         return [self.segment(rgb) for rgb in images]
 
-    def segment(self, rgb: np.ndarray) -> list[FakeInstance]:
+    def segment(self, rgb: np.ndarray) -> list[Instance]:
         corner = rgb[0, 0].tolist()
         if corner == [1, 2, 3]:
             raise RuntimeError("a pixel of doom")
@@ -105,5 +92,5 @@ def make_fake(values: dict[str, Any]) -> tuple[FakeSegmenter, str]:
         raise BackendError("parameter 'weights': 'bad' is not a readable safetensors file")
     if values["weights"] == "explode":
         raise ZeroDivisionError("an error that nobody foresaw")
-    settings = FakeSettings(**{name: values[name] for name in SETTINGS})
+    settings = SegmenterSettings(**{name: values[name] for name in SETTINGS})
     return FakeSegmenter(settings), "a fake segmenter that was never trained"

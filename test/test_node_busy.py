@@ -14,10 +14,9 @@ import time
 import cv2
 import numpy as np
 import pytest
-import trimesh
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from node_harness import ROOT, NodeUnderTest, Program, Robot, header, image, scene, wait_until
+from node_harness import ROOT, NodeUnderTest, Program, header, image, scene, wait_until
 from rcl_interfaces.srv import GetParameters
 from rclpy import time_source
 from rclpy.qos import QoSProfile
@@ -32,41 +31,11 @@ RED = scene(red=(10, 20, 30, 40))
 
 
 @pytest.fixture(scope="module")
-def robot():
-    one = Robot()
-    yield one
-    one.close()
-
-
-@pytest.fixture(scope="module")
-def meshes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    for number in (1, 2, 3):
-        trimesh.creation.box((100, 100, 100 + number)).export(folder / f"obj_{number:06d}.ply")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def node(robot, meshes, tmp_path_factory):
     one = NodeUnderTest(robot, tmp_path_factory.mktemp("busy"), {"models_dir": str(meshes), "autostart": True})
     one.program.wait_for("active, waiting for images")
     yield one
     one.end()
-
-
-@pytest.fixture
-def start(robot, tmp_path):
-    started = []
-
-    def make(parameters, **options):
-        folder = tmp_path / f"node_{len(started)}"
-        folder.mkdir()
-        started.append(NodeUnderTest(robot, folder, parameters, **options))
-        return started[-1]
-
-    yield make
-    for one in started:
-        one.end()
 
 
 def result_of(received, head, timeout=60):

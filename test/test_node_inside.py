@@ -17,8 +17,9 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_msgs.msg import Header
 
-from ocdit_ros.node import lifecycle_node, messages
+from ocdit_ros.node import messages
 from ocdit_ros.node.lifecycle_node import Camera, SegmentNode
+from ocdit_ros.segment import draw
 
 
 class Topic:
@@ -37,11 +38,11 @@ class Topic:
 @pytest.mark.parametrize("heard", [(), ("label_image",), ("mask",), ("overlay",), ("label_image", "mask", "overlay")])
 def test_nothing_is_computed_that_nobody_listens_to(monkeypatch, heard):
     made = []
-    for name, topic in (("label_array", "label_image"), ("mask_array", "mask"), ("overlay_array", "overlay")):
-        original = getattr(messages, name)
-        monkeypatch.setattr(
-            lifecycle_node.messages, name, lambda *a, o=original, t=topic: (made.append(t), o(*a))[1]
-        )  # fmt: skip
+    for where, name, topic in (
+        (draw, "label_image", "label_image"), (messages, "mask_array", "mask"), (draw, "overlay", "overlay")
+    ):  # fmt: skip
+        original = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *a, o=original, t=topic: (made.append(t), o(*a))[1])
     camera = object.__new__(Camera)
     for topic in ("detections", "label_image", "mask", "overlay"):
         setattr(camera, topic, Topic(int(topic in heard)))

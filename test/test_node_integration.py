@@ -11,13 +11,13 @@ import pytest
 import torch
 import trimesh
 from model_fixtures import live_model
-from node_harness import REAL_NODE, NodeUnderTest, Robot, header, image, pixels_of, wait_until
+from node_harness import REAL_NODE, NodeUnderTest, header, image, pixels_of, wait_until
 from sensor_msgs.msg import Image
 
 from ocdit_ros.model import save_checkpoint
-from ocdit_ros.node import messages, parameters
+from ocdit_ros.node import parameters
 from ocdit_ros.node.backend import SETTINGS
-from ocdit_ros.segment import Segmenter, SegmenterSettings
+from ocdit_ros.segment import Segmenter, SegmenterSettings, draw
 from ocdit_ros.templates import ObjectSpec, TemplateCache
 
 pytestmark = pytest.mark.integration
@@ -25,13 +25,6 @@ pytestmark = pytest.mark.integration
 PROVENANCE = {"trained": "not at all, random weights of a test", "steps": 0}
 #: Small and generous, so that even an untrained network finds something.
 QUICK = {"score_threshold": 0.0, "coarse_size": 128, "min_pixels": 1, "cpu_threads": 1, "warm_up": False}
-
-
-@pytest.fixture(scope="module")
-def robot():
-    one = Robot()
-    yield one
-    one.close()
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +135,7 @@ def test_the_node_gives_what_the_segmenter_gives(active, expected, picture, enco
     assert [one.results[0].hypothesis.class_id for one in found] == [one.name for one in instances]
     scores = [one.results[0].hypothesis.score for one in found]
     np.testing.assert_allclose(scores, [one.score for one in instances], atol=1e-4)
-    wanted = messages.label_array(picture.shape[:2], instances)
+    wanted = draw.label_image(instances, *picture.shape[:2])
     given = pixels_of(result_of(labels, head))
     assert (given == wanted).mean() > 0.999  # the same but for rounding in another process
     assert set(np.unique(given)) == set(range(len(found) + 1))
@@ -164,10 +157,10 @@ def test_settings_reach_the_network_at_the_next_frame(active, expected, picture)
     assert active.set_all(changes) == [""] * len(changes)
     camera.publish(image(picture, header(400)))
     given = pixels_of(result_of(labels, header(400)))
-    same = messages.label_array(picture.shape[:2], expected.segment(picture))
+    same = draw.label_image(expected.segment(picture), *picture.shape[:2])
     expected.settings = dataclasses.replace(before, **changes)
     try:
-        wanted = messages.label_array(picture.shape[:2], expected.segment(picture))
+        wanted = draw.label_image(expected.segment(picture), *picture.shape[:2])
     finally:
         expected.settings = before
     assert (given == wanted).mean() > 0.999

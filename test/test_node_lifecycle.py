@@ -19,7 +19,6 @@ from node_fakes import instance
 from node_harness import (
     FAKE_NODE,
     NodeUnderTest,
-    Robot,
     compressed,
     environment,
     header,
@@ -32,28 +31,12 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
 from ocdit_ros.node import messages
+from ocdit_ros.segment import draw
 
 pytestmark = pytest.mark.integration
 
 RED, GREEN, BLUE = (10, 20, 30, 40), (60, 20, 30, 40), (110, 20, 30, 40)
 ALL = scene(red=RED, green=GREEN, blue=BLUE)
-
-
-@pytest.fixture(scope="module")
-def robot():
-    one = Robot()
-    yield one
-    one.close()
-
-
-@pytest.fixture(scope="module")
-def meshes(tmp_path_factory):
-    """Three boxes of 10 cm in millimetres, as a BOP folder with names."""
-    folder = tmp_path_factory.mktemp("models")
-    for number in (1, 2, 3):
-        trimesh.creation.box((100, 100, 100 + number)).export(folder / f"obj_{number:06d}.ply")
-    (folder / "names.json").write_text('{"1": "mug", "2": "box", "3": "can"}')
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -75,22 +58,6 @@ def node(shared):
         "score_threshold": 0.5, "selected_object": "", "mode": "stream", "max_rate": 0.0, "trigger_timeout": 10.0,
     }  # fmt: skip
     assert shared.set_all(defaults) == [""] * len(defaults)
-
-
-@pytest.fixture
-def start(robot, tmp_path):
-    """Start nodes that end with the test."""
-    started = []
-
-    def make(parameters, **options):
-        folder = tmp_path / f"node_{len(started)}"
-        folder.mkdir()
-        started.append(NodeUnderTest(robot, folder, parameters, **options))
-        return started[-1]
-
-    yield make
-    for one in started:
-        one.end()
 
 
 @pytest.fixture
@@ -323,7 +290,7 @@ def test_labels_mask_and_detections_agree(node, number):
     assert mask.encoding == "mono8"
     np.testing.assert_array_equal(pixels_of(mask), np.where(pixels == 2, 255, 0))
     overlay = results(overlays, head)
-    expected = messages.overlay_array(
+    expected = draw.overlay(
         ALL,
         [
             instance(k, name, score / 255, pixels == k)

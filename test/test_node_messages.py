@@ -16,6 +16,7 @@ from vision_msgs.msg import Detection2DArray, LabelInfo
 
 from ocdit_ros.node import messages
 from ocdit_ros.node.images import to_rgb
+from ocdit_ros.segment import draw
 
 SHAPE = (40, 60)
 
@@ -76,7 +77,7 @@ def test_scores_of_numpy_types_are_taken():
 
 
 def test_labels_are_the_numbers_of_the_detections_and_overlaps_go_to_the_better_one():
-    labels = messages.label_array(SHAPE, INSTANCES)
+    labels = draw.label_image(INSTANCES, *SHAPE)
     assert labels.dtype == np.uint16
     expected = np.zeros(SHAPE, np.uint16)
     for k in (3, 2, 1):
@@ -87,16 +88,16 @@ def test_labels_are_the_numbers_of_the_detections_and_overlaps_go_to_the_better_
 
 def test_labels_of_more_than_255_instances():
     many = [block(1, "mug", 0.5, n % 60, n // 60, 1, 1) for n in range(1000)]
-    labels = messages.label_array(SHAPE, many)
+    labels = draw.label_image(many, *SHAPE)
     assert labels.max() == 1000
     assert pixels_of(messages.image_message(header(0), labels, "16UC1"))[16, 39] == 16 * 60 + 39 + 1
 
 
 def test_an_instance_without_pixels_changes_nothing():
     empty = instance(1, "mug", 0.5, np.zeros(SHAPE, bool))
-    assert not messages.label_array(SHAPE, [empty]).any()
+    assert not draw.label_image([empty], *SHAPE).any()
     picture = np.full((*SHAPE, 3), 7, np.uint8)
-    assert messages.overlay_array(picture, [empty]).shape == picture.shape
+    assert draw.overlay(picture, [empty]).shape == picture.shape
 
 
 @pytest.mark.parametrize("name, expected", [("mug", BEST), ("box", OVERLAPPING), ("", BEST)])
@@ -145,11 +146,11 @@ def test_the_overlay_colours_masks_and_leaves_the_rest_and_the_input_alone():
     mask = np.zeros((200, 300), bool)
     mask[80:160, 100:250] = True
     before = picture.copy()
-    result = messages.overlay_array(picture, [instance(3, "mug", 0.7, mask)])
+    result = draw.overlay(picture, [instance(3, "mug", 0.7, mask)])
     np.testing.assert_array_equal(picture, before)
     inside = np.zeros_like(mask)
     inside[90:150, 110:240] = True
-    mixed = (np.array(messages.color_of(3), int) + 40) // 2
+    mixed = (np.array(draw.colour(3), int) + 40) // 2
     np.testing.assert_array_equal(result[inside], np.broadcast_to(mixed, (inside.sum(), 3)))
     far = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9))) == 0
     far[40:80] = False  # the name stands there
@@ -162,18 +163,18 @@ def test_the_overlay_of_a_view_that_cannot_be_written_to():
     assert not picture.flags.writeable
     mask = np.zeros((20, 20), bool)
     mask[3:9, 3:9] = True
-    assert messages.overlay_array(picture, [instance(1, "mug", 0.7, mask)]).flags.writeable
+    assert draw.overlay(picture, [instance(1, "mug", 0.7, mask)]).flags.writeable
 
 
 def test_a_name_at_the_border_stays_inside_the_picture():
     mask = np.zeros((60, 200), bool)
     mask[:10, 180:] = True
-    result = messages.overlay_array(np.zeros((60, 200, 3), np.uint8), [instance(1, "a_long_name", 0.7, mask)])
+    result = draw.overlay(np.zeros((60, 200, 3), np.uint8), [instance(1, "a_long_name", 0.7, mask)])
     assert result[:30, :170].any()
 
 
 def test_colours_of_neighbouring_objects_differ():
-    colors = np.array([messages.color_of(n) for n in range(1, 33)], int)
+    colors = np.array([draw.colour(n) for n in range(1, 33)], int)
     distances = np.abs(colors[1:] - colors[:-1]).sum(1)
     assert distances.min() > 120
     assert colors.max(1).min() == 255

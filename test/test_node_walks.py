@@ -9,7 +9,7 @@ import time
 
 import pytest
 import trimesh
-from node_harness import NodeUnderTest, Robot, wait_until
+from node_harness import NodeUnderTest, wait_until
 
 # About 2000 transitions: minutes on a crowded machine.
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
@@ -36,13 +36,6 @@ def sequences(state="unconfigured", length=LENGTH):
         for transition, after in LEGAL[state].items()
         for rest in sequences(after, length - 1)
     }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def robot():
-    one = Robot()
-    yield one
-    one.close()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import html
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -20,6 +19,8 @@ from ocdit_ros.evaluate.coco import RECALL_POINTS
 from ocdit_ros.evaluate.datasets import Dataset
 from ocdit_ros.evaluate.run import Record
 from ocdit_ros.segment.draw import overlay
+from ocdit_ros.segment.extract import box_of
+from ocdit_ros.segment.types import Instance
 
 _STYLE = """
 :root { --ink: #1d2733; --faint: #667788; --line: #d8e0e8; }
@@ -40,15 +41,6 @@ figure img { max-width: 100%; border-radius: .3rem; }
 .row { display: flex; flex-wrap: wrap; gap: 2rem; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--faint); }
 """
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    object_id: int
-    name: str
-    score: float
-    mask: np.ndarray
-    box: tuple[int, int, int, int]
 
 
 def write_report(dataset: Dataset, records: Sequence[Record], analysis: Analysis, title: str, how: str) -> str:
@@ -126,11 +118,11 @@ def _pictures(dataset: Dataset, records: Sequence[Record], a: Analysis) -> list[
 def _picture(dataset: Dataset, record: Record, label: str, quality: ImageQuality, threshold: float) -> str:
     rgb = dataset.rgb(record.key)
     truth = [
-        _Drawn(g.category_id, dataset.categories[g.category_id], 1.0, g.mask, _box(g.mask))
+        Instance(g.category_id, dataset.categories[g.category_id], 1.0, g.mask, box_of(g.mask))
         for g in dataset.ground_truth(record.key)
     ]
     found = [
-        _Drawn(d.category_id, dataset.categories[d.category_id], d.score, d.mask, d.box)
+        Instance(d.category_id, dataset.categories[d.category_id], d.score, d.mask, d.box)
         for d in record.detections
         if d.score >= threshold
     ]
@@ -142,11 +134,6 @@ def _picture(dataset: Dataset, record: Record, label: str, quality: ImageQuality
         f"{quality.found} found, {quality.missed} missed, {quality.wrong} wrong."
     )
     return f"<figure><img alt='' src='{_jpeg(both)}'><figcaption>{html.escape(caption)}</figcaption></figure>"
-
-
-def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1
 
 
 def _jpeg(picture: np.ndarray) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ocdit_ros.node.messages import InstanceLike
+from ocdit_ros.segment import Instance
 from ocdit_ros.templates import MeshError, ObjectSpec, TemplateCache, resolve
 
 
@@ -34,7 +34,7 @@ class SegmenterLike(Protocol):
     def remove_object(self, name: str) -> Any:
         """Forget an object."""
 
-    def segment_many(self, images: Sequence[np.ndarray]) -> Sequence[Sequence[InstanceLike]]:
+    def segment_many(self, images: Sequence[np.ndarray]) -> Sequence[Sequence[Instance]]:
         """For each image, uint8 [H, W, 3], its instances, best first."""
 
 

@@ -44,6 +44,7 @@ from ocdit_ros.node.diagnostics import Statistics, diagnostics_message
 from ocdit_ros.node.images import ImageError, to_rgb
 from ocdit_ros.node.parameters import ParameterError, Takes, Type
 from ocdit_ros.node.worker import Worker
+from ocdit_ros.segment import draw
 from ocdit_ros.templates import MeshError, ObjectSpec, load_mesh
 
 #: Images come as from any camera driver: best effort matches reliable and best-effort publishers, volatile
@@ -182,14 +183,14 @@ class Camera:
         # Masks first: who synchronises by stamp waits for the last one, and who waits for detections has all
         # then.
         if self.label_image.get_subscription_count():
-            labels = messages.label_array(shape, instances)
+            labels = draw.label_image(instances, *shape)
             self.label_image.publish(messages.image_message(header, labels, "16UC1"))
         if self.mask.get_subscription_count():
             mask = messages.mask_array(shape, instances, selected)
             self.mask.publish(messages.image_message(header, mask, "mono8"))
         self.detections.publish(messages.detections_message(header, instances))
         if self.overlay.get_subscription_count():
-            self.overlay.publish(messages.image_message(header, messages.overlay_array(rgb, instances), "rgb8"))
+            self.overlay.publish(messages.image_message(header, draw.overlay(rgb, instances), "rgb8"))
 
     def warn(self, text: str) -> None:
         """A warning that names this camera's topic, at most one in WARNING_PERIOD: a bad camera sends on and on."""

@@ -5,68 +5,67 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
-from typing import Protocol
 
 import cv2
 import numpy as np
 
-
-class Drawable(Protocol):
-    """What a picture needs of an instance."""
-
-    @property
-    def object_id(self) -> int:
-        """As in Instance."""
-
-    @property
-    def name(self) -> str:
-        """As in Instance."""
-
-    @property
-    def score(self) -> float:
-        """As in Instance."""
-
-    @property
-    def mask(self) -> np.ndarray:
-        """As in Instance."""
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """As in Instance."""
+from ocdit_ros.segment.types import Instance
 
 
 def colour(object_id: int) -> tuple[int, int, int]:
-    """RGB colour of an object: neighbours in number are far apart in hue."""
-    hue = (object_id * 0.618033988749895) % 1.0  # golden ratio
-    value = (1.0, 0.85, 0.95)[object_id % 3]
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, value)
-    return round(255 * red), round(255 * green), round(255 * blue)
+    """RGB colour of an object: bright, and neighbours in number are far apart in hue."""
+    hue = round(179 * ((object_id * 0.618033988749895) % 1.0))  # golden ratio
+    red, green, blue = cv2.cvtColor(np.array([[[hue, 200, 255]]], np.uint8), cv2.COLOR_HSV2RGB)[0, 0].tolist()
+    return red, green, blue
 
 
-def overlay(rgb: np.ndarray, instances: Sequence[Drawable], opacity: float = 0.45, labels: bool = True) -> np.ndarray:
-    """The image with masks tinted, outlined and labelled by name and score: uint8 [H, W, 3], a new array."""
-    picture = rgb.astype(np.float32)
-    for instance in instances:
-        tint = np.array(colour(instance.object_id), np.float32)
-        picture[instance.mask] = (1 - opacity) * picture[instance.mask] + opacity * tint
-    canvas = np.clip(picture, 0, 255).astype(np.uint8)
-    thickness = max(round(max(rgb.shape[:2]) / 640), 1)
-    for instance in instances:
-        outlines, _ = cv2.findContours(instance.mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(canvas, outlines, -1, colour(instance.object_id), thickness)
-    if labels:
-        for instance in reversed(instances):  # the best one is written last, on top
-            _label(canvas, instance, thickness)
-    return canvas
+def overlay(rgb: np.ndarray, instances: Sequence[Instance], labels: bool = True) -> np.ndarray:
+    """The image with masks tinted, outlined and labelled by name and score: uint8 [H, W, 3], a new array.
+
+    Args:
+        rgb: uint8 [H, W, 3].
+        instances: best first, as the Segmenter gives them; the best ones are drawn on top.
+        labels: write names and scores.
+    """
+    picture = np.array(rgb, order="C")
+    height, width = picture.shape[:2]
+    scale = max(height, width) / 640
+    line, thin, size = max(1, round(1.5 * scale)), max(1, round(scale)), max(0.35, 0.45 * scale)
+    for instance in reversed(instances):
+        window = _window(instance, height, width)
+        mask = np.ascontiguousarray(instance.mask[window]).view(np.uint8)
+        if not mask.size:
+            continue
+        # Half the pixel, half the colour, by table: some thirty times faster than indexing by a mask.
+        halfway = ((np.arange(256)[:, None] + colour(instance.object_id)) // 2).astype(np.uint8)[None]
+        crop = picture[window]
+        cv2.copyTo(cv2.LUT(crop, halfway), mask, crop)
+        outlines, _ = cv2.findContours(
+            mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(window[1].start, window[0].start)
+        )
+        cv2.drawContours(picture, outlines, -1, colour(instance.object_id), line)
+    for instance in reversed(instances) if labels else ():
+        window = _window(instance, height, width)
+        # OpenCV's fonts have no letters beyond ASCII.
+        text = f"{instance.name.encode('ascii', 'replace').decode()} {instance.score:.2f}"
+        (text_width, text_height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, thin)
+        place = (
+            max(0, min(window[1].start, width - text_width)),
+            max(text_height, min(window[0].start - base, height - base)),
+        )
+        # Anti-aliasing costs most where lines are thick, and nobody sees it on the black behind the letters.
+        cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 3 * thin, cv2.LINE_8)
+        cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, colour(instance.object_id), thin, cv2.LINE_AA)
+    return picture
 
 
-def label_image(instances: Sequence[Drawable], height: int, width: int) -> np.ndarray:
-    """uint16 [H, W]: 0 background, k the k-th instance (the order of the list: best score first)."""
+def label_image(instances: Sequence[Instance], height: int, width: int) -> np.ndarray:
+    """uint16 [H, W]: 0 background, k the k-th instance; where masks overlap, the earlier (better) one."""
     labels = np.zeros((height, width), np.uint16)
-    for number, instance in enumerate(instances, start=1):
-        labels[instance.mask] = number
+    for number in range(len(instances), 0, -1):
+        window = _window(instances[number - 1], height, width)
+        labels[window][instances[number - 1].mask[window]] = number
     return labels
 
 
@@ -84,19 +83,9 @@ def trace_frame(rgb: np.ndarray, confidence: np.ndarray, object_ids: Sequence[in
     return np.clip(grey * (1 - 0.75 * best) + tints * 0.75 * best, 0, 255).astype(np.uint8)
 
 
-def _label(canvas: np.ndarray, instance: Drawable, thickness: int) -> None:
-    text = f"{_ascii(instance.name)} {instance.score:.2f}"
-    size = 0.4 * thickness
-    (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, thickness)
-    x, y, _, _ = instance.box
-    x = min(max(x, 0), max(canvas.shape[1] - width, 0))
-    y = max(y - base, height + base)
-    cv2.rectangle(canvas, (x, y - height - base), (x + width, y + base), colour(instance.object_id), cv2.FILLED)
-    luminance = np.dot(colour(instance.object_id), (0.299, 0.587, 0.114))
-    ink = (0, 0, 0) if luminance > 110 else (255, 255, 255)
-    cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, ink, thickness, cv2.LINE_AA)
-
-
-def _ascii(text: str) -> str:
-    """OpenCV's fonts have no other letters."""
-    return text.encode("ascii", "replace").decode()
+def _window(instance: Instance, height: int, width: int) -> tuple[slice, slice]:
+    """The instance's box as slices within the image: touching only those pixels is several times faster."""
+    x, y, w, h = instance.box
+    left, top = max(0, int(np.floor(x))), max(0, int(np.floor(y)))
+    right, bottom = min(width, int(np.ceil(x + w))), min(height, int(np.ceil(y + h)))
+    return slice(top, max(top, bottom)), slice(left, max(left, right))
