@@ -239,6 +239,10 @@ def test_ema_checkpoint_loads(data, tmp_path):
         assert torch.equal(tensor, model.state_dict()[name]), name
     deeper = start_model(tmp_path / "ema.safetensors", {"depth": 3})
     assert torch.equal(deeper.blocks[0].mlp[0].weight, model.blocks[0].mlp[0].weight) and len(deeper.blocks) == 3
+    # What the weights went through stays with them.
+    onward = Trainer(deeper, source(data, deeper), tmp_path / "onward", TrainerSettings(steps=1, batch_size=2))
+    onward.save()
+    assert load_checkpoint(tmp_path / "onward" / "ema.safetensors").provenance["started_from"] == model.provenance
 
 
 def test_settings_need_an_end():

@@ -114,6 +114,7 @@ class Trainer:
             betas=settings.betas,
         )
         self.loss, self.optimizer = self.accelerator.prepare(TrainingLoss(model), self.optimizer)
+        self.started_from = model.provenance
         self.step, self.elapsed, self.views = 0, 0.0, 0
         self.history: list[dict[str, Any]] = []
         if self.state_file.is_file():
@@ -269,6 +270,7 @@ class Trainer:
             self.ema,
             self.folder / "ema.safetensors",
             {
+                "started_from": self.started_from,
                 "steps": self.step,
                 "views": self.views,
                 "training_hours": round(self.elapsed / 3600, 3),
@@ -297,4 +299,5 @@ def start_model(init: str | os.PathLike[str], config_changes: dict[str, Any] | N
     fresh = OCDiT(dataclasses.replace(model.config, **config_changes))
     own, given = fresh.state_dict(), model.state_dict()
     fresh.load_state_dict({k: given[k] if k in given and given[k].shape == v.shape else v for k, v in own.items()})
+    fresh.provenance = model.provenance
     return fresh
