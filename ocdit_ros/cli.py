@@ -107,7 +107,8 @@ def _add_network_options(parser: argparse.ArgumentParser) -> None:
         ("solver", str, "euler, heun or dpmpp_2m"),
         ("ensemble", int, "noises per view"),
         ("augmentations", int, "shifted, scaled and mirrored views per crop, 1 to 8"),
-        ("coarse-size", int, "longer side of the image in the coarse pass, pixels"),
+        ("coarse-size", int, "longer side of a look of the coarse pass, pixels"),
+        ("tiles", int, "a side that the coarse pass looks at besides the whole image; 1: none"),
         ("crop-size", int, "side of a crop in the refine pass, pixels"),
         ("group-size", int, "objects that the network sees together"),
         ("seed", int, "of the noise"),
@@ -118,7 +119,7 @@ def _add_network_options(parser: argparse.ArgumentParser) -> None:
 def _settings(options: argparse.Namespace, **changes: Any) -> SegmenterSettings:
     from ocdit_ros.segment import SegmenterSettings
 
-    names = ("steps", "solver", "ensemble", "augmentations", "coarse_size", "crop_size", "group_size", "seed")
+    names = ("steps", "solver", "ensemble", "augmentations", "coarse_size", "tiles", "crop_size", "group_size", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return SegmenterSettings(**{**given, "refine": not options.no_refine, **changes})
 

@@ -37,7 +37,7 @@ DEFAULT, ENSEMBLE = "coarse + refine + mirrored view (default)", "default + ense
 #: Row of the table -> options of `ocdit evaluate`.
 METHODS: dict[str, list[str]] = {
     BASELINE: ["--method", "correlation"],
-    COARSE: ["--no-refine", "--augmentations", "1"],
+    COARSE: ["--no-refine", "--augmentations", "1", "--coarse-size", "512"],
     REFINE: ["--augmentations", "1"],
     DEFAULT: [],
     ENSEMBLE: ["--ensemble", "3"],

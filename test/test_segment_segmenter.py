@@ -15,7 +15,7 @@ from segment_oracle import OracleNetwork, position_image, templates
 from ocdit_ros.model import ModelConfig, OCDiT, TemplateFeatures, save_checkpoint
 from ocdit_ros.segment import Segmenter, SegmentError, SegmenterSettings, weights
 from ocdit_ros.segment.correlation import CorrelationSegmenter
-from ocdit_ros.segment.network import Network
+from ocdit_ros.segment.network import Network, Output
 from ocdit_ros.templates import ObjectSpec, TemplateCache
 
 SMALL = SegmenterSettings(score_threshold=0.0, coarse_size=64, crop_size=32, proposal_threshold=0.0, min_pixels=1)
@@ -275,6 +275,28 @@ def test_every_object_is_found_where_it_is(changes):
     assert found["b"].object_id == 3
 
 
+class Shortsighted(OracleNetwork):
+    """Sees nothing smaller than 15 x 15 pixels of a canvas."""
+
+    def run(self, images, rows, slots, image_of_row, targets, sampler, *rest, **more):
+        output = super().run(images, rows, slots, image_of_row, targets, sampler, *rest, **more)
+        shown = (output.confidence > 0.5).sum((-2, -1), keepdims=True) >= 15**2
+        return Output(np.where(shown, output.confidence, 0.0), output.similarity)
+
+
+def test_tiles_find_what_is_too_small_in_the_whole_image():
+    height, width = position_image().shape[:2]
+    truth = {"large": [mask((30, 20, 90, 80))], "small": [mask((150, 110, 34, 34))]}
+    for tiles, expected in ((1, {"large"}), (2, {"large", "small"})):
+        network = Shortsighted({name: np.stack(maps) for name, maps in truth.items()}, 1)
+        segmenter = Segmenter(network, SegmenterSettings(coarse_size=96, crop_size=128, tiles=tiles))
+        for name in truth:
+            segmenter.add_templates(templates(name))
+        found = segmenter.segment(position_image())
+        assert {i.name for i in found} == expected
+        assert all(i.mask.shape == (height, width) and iou(i.mask, truth[i.name][0] > 0.5) > 0.85 for i in found)
+
+
 def test_refinement_sharpens_small_objects():
     truth = {"small": [mask((101, 53, 13, 11))]}
     image = position_image()
@@ -339,11 +361,11 @@ def test_holes_stay_and_are_not_invented():
 @pytest.mark.parametrize("augmentations", [1, 2])
 def test_groups_are_one_batch_and_grow_linearly(augmentations):
     names = [f"o{n}" for n in range(21)]
-    segmenter = oracle({}, names, group_size=8, augmentations=augmentations)
+    segmenter = oracle({}, names, group_size=8, augmentations=augmentations, tiles=1)
     segmenter.segment(position_image())
     assert segmenter.network.calls == [(3, 7)]  # three rows of seven; nothing to refine
     truth = {n: [mask((10, 10, 30, 30))] for n in names}
-    everywhere = oracle(truth, group_size=8, crop_objects=4, augmentations=augmentations)
+    everywhere = oracle(truth, group_size=8, crop_objects=4, augmentations=augmentations, tiles=1)
     everywhere.segment(position_image())
     assert everywhere.network.calls == [(3, 7), (21 * augmentations, 4)]  # one crop per object, each seen so many times
 

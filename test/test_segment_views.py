@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocdit_ros.segment.views import AUGMENTATIONS, View, align, augmented, crop_around, to_image, whole_image
+from ocdit_ros.segment.views import (
+    AUGMENTATIONS,
+    View,
+    align,
+    augmented,
+    crop_around,
+    finer,
+    tiled,
+    to_image,
+    whole_image,
+)
 
 
 def disc(height, width, x, y, radius):
@@ -93,3 +103,27 @@ def test_alignment_marks_what_a_view_does_not_see():
     there = align(np.ones((32, 32), np.float32), View(0, 0, 32, 32, (32, 32)), View(16, 0, 32, 32, (32, 32)))
     assert np.isnan(there[:, 17:]).all()
     assert (there[:, :15] == 1).all()
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(2, 4), st.sampled_from([64, 384]))
+def test_tiles_see_every_pixel_on_canvases_of_one_size(height, width, count, longest):
+    view = whole_image(height, width, longest)
+    tiles = tiled(view, count)
+    assert tiles or view.canvas[1] > 0.89 * width or view.canvas[0] > 0.89 * height * (count < 3)  # it would only grow
+    for part in tiles:
+        assert part.canvas == view.canvas
+        assert 0 <= part.x <= part.x + part.width <= width and 0 <= part.y <= part.y + part.height <= height
+    if tiles:
+        assert {p.x for p in tiles} >= {0, width - tiles[0].width}
+        lefts, tops = sorted({p.x for p in tiles}), sorted({p.y for p in tiles})
+        assert all(b - a <= tiles[0].width for a, b in zip(lefts, lefts[1:]))
+        assert all(b - a <= tiles[0].height for a, b in zip(tops, tops[1:]))
+
+
+def test_one_tile_is_none_and_the_common_canvas_is_finer():
+    view = whole_image(480, 640, 384)
+    assert tiled(view, 1) == []
+    assert view.canvas == (288, 384) and finer(view).canvas == (384, 512)
+    assert [(t.x, t.y, t.width, t.height) for t in tiled(view, 2)] == [
+        (0, 0, 384, 288), (256, 0, 384, 288), (0, 192, 384, 288), (256, 192, 384, 288)
+    ]  # fmt: skip

@@ -259,10 +259,16 @@ PARAMETERS: tuple[Parameter, ...] = (
         minimum=1, maximum=8,
     ),
     Parameter(
-        "coarse_size", Type.INTEGER, 512, Takes.NOW,
-        "Longer side of the image in the first, coarse look; a multiple of 16. Less is faster and misses "
-        "small objects.",
+        "coarse_size", Type.INTEGER, 384, Takes.NOW,
+        "Longer side to which the coarse pass resizes the image, and each of its tiles; a multiple of 16. Less is "
+        "faster and misses small objects.",
         unit="px", minimum=16, maximum=1024, step=16,
+    ),
+    Parameter(
+        "tiles", Type.INTEGER, 2, Takes.NOW,
+        "Before a refinement the coarse pass also looks at tiles x tiles overlapping parts of the image; 1: at the "
+        "whole image alone, which takes a fifth of the time and misses small objects.",
+        minimum=1, maximum=4,
     ),
     Parameter(
         "min_pixels", Type.INTEGER, 24, Takes.NOW,

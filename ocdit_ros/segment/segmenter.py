@@ -29,7 +29,7 @@ from ocdit_ros.segment.extract import Candidate
 from ocdit_ros.segment.network import KnownObject, Network, Output
 from ocdit_ros.segment.scoring import Scorer
 from ocdit_ros.segment.types import Instance, SegmentError, SegmenterSettings
-from ocdit_ros.segment.views import View, align, augmented, crop_around, whole_image
+from ocdit_ros.segment.views import View, align, augmented, crop_around, finer, tiled, whole_image
 from ocdit_ros.segment.weights import default_weights
 from ocdit_ros.templates import ObjectSpec, RenderSettings, TemplateCache, TemplateSet
 
@@ -41,8 +41,8 @@ class CoarseResult:
     indices: tuple[int, ...]  # of the objects in the catalogue
     view: View
     members: np.ndarray  # float32 [N, E, Q, H, W], NaN where a member does not see
-    similarity: np.ndarray  # float32 [N, H/16, W/16]
-    confidence: np.ndarray  # float32 [N, Q, H, W], mean of the members
+    similarity: np.ndarray  # float32 [N, h, w], on the tokens of the whole image's look
+    confidence: np.ndarray  # float32 [N, Q, H, W]: mean of the members; with tiles, the highest of all looks
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,8 +266,9 @@ class Segmenter:
     def coarse(self, rgb: np.ndarray, indices: Sequence[int] | None = None) -> CoarseResult:
         """Look at the whole image once per group of objects; all groups are one batch.
 
-        With refinement the coarse pass only has to find places, so it takes `coarse_ensemble` noises and the
-        plain view; without, the ensemble of the settings.
+        With refinement the coarse pass only has to find places, so it takes `coarse_ensemble` noises of the plain
+        view and of its tiles, and keeps the highest confidence of those that see a pixel; without, the ensemble
+        of the settings.
         """
         indices = range(len(self._catalogue)) if indices is None else indices
         if not len(indices):
@@ -277,20 +278,26 @@ class Segmenter:
     def _coarse_look(self, rgb: np.ndarray, indices: Sequence[int]) -> _Look:
         settings = self.settings
         view = self._coarse_view(rgb)
-        views = [view] if settings.refine else augmented(view, settings.augmentations)
+        # which query takes which instance is arbitrary in every look, and parts of instances cannot be told apart
+        tiles = tiled(view, settings.tiles) if settings.refine and self.config.queries_per_object == 1 else []
+        views = [view, *tiles] if settings.refine else augmented(view, settings.augmentations)
+        canvas = finer(view) if tiles else view
         noises = settings.coarse_ensemble if settings.refine else settings.ensemble
         rows, slots, places = self._groups(indices)
 
         def finish(output: Output) -> CoarseResult:
             groups = len(rows)
-            parts = [
-                align(output.confidence[n * groups : (n + 1) * groups], v, view) for n, v in enumerate(views)
-            ]  # V x [G, E, N_O, Q, H, W]
-            members = np.stack([np.concatenate([part[r, :, c] for part in parts]) for r, c in places])
-            members = np.stack([extract.match_queries(m) for m in members])
-            confidence = np.stack([_average(m) for m in members])
+            members, confidence = [], []
+            for r, c in places:  # object by object: aligned maps of all at once would fill the memory
+                parts = [align(output.confidence[n * groups + r, :, c], v, canvas) for n, v in enumerate(views)]
+                member = extract.match_queries(np.concatenate(parts))  # [V E, Q, H, W]
+                if tiles:
+                    looks = member.reshape(len(views), -1, *member.shape[1:])
+                    member = np.fmax.reduce(np.stack([_average(look) for look in looks]))[None]
+                members.append(member)
+                confidence.append(_average(member))
             similarity = np.stack([output.similarity[r, c] for r, c in places])
-            return CoarseResult(tuple(indices), view, members, similarity, confidence)
+            return CoarseResult(tuple(indices), canvas, np.stack(members), similarity, np.stack(confidence))
 
         return _Look(
             [v.sample(rgb) for v in views],

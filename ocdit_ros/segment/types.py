@@ -66,7 +66,8 @@ class SegmenterSettings:
     refine: bool = True  # look again at an enlarged crop of every proposal
     seed: int = 0
     group_size: int = 8  # objects that the network sees together
-    coarse_size: int = 512  # longer side of the image in the coarse pass
+    coarse_size: int = 384  # longer side of a look of the coarse pass
+    tiles: int = 2  # a side: before a refinement the coarse pass looks at tiles x tiles parts too (one query an object)
     coarse_ensemble: int = 1  # noises in the coarse pass when it is followed by refinement
     crop_size: int = 192  # side of a crop in the refine pass
     crop_scale: float = 1.5  # side of a crop relative to the longer side of the proposal's box
@@ -82,9 +83,9 @@ class SegmenterSettings:
         limits = {
             "score_threshold": (0.0, 1.0), "proposal_threshold": (0.0, 1.0), "mask_threshold": (0.05, 0.95),
             "steps": (1, 1000), "ensemble": (1, 256), "augmentations": (1, 8), "coarse_ensemble": (1, 256),
-            "group_size": (1, 1024), "coarse_size": (16, 1024), "crop_size": (16, 1024), "crop_scale": (1.0, 10.0),
-            "crop_objects": (1, 1024), "proposals_per_object": (1, 100), "max_crops": (1, 100000),
-            "min_pixels": (1, 10**9), "batch_tokens": (1, 10**9), "seed": (0, 2**63 - 1),
+            "group_size": (1, 1024), "coarse_size": (16, 1024), "tiles": (1, 4), "crop_size": (16, 1024),
+            "crop_scale": (1.0, 10.0), "crop_objects": (1, 1024), "proposals_per_object": (1, 100),
+            "max_crops": (1, 100000), "min_pixels": (1, 10**9), "batch_tokens": (1, 10**9), "seed": (0, 2**63 - 1),
         }  # fmt: skip
         for name, (low, high) in limits.items():
             value = getattr(self, name)

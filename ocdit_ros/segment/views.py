@@ -17,6 +17,7 @@ import numpy as np
 
 STRIDE = 16  # pixels per token
 MAX_GROWTH = 1.5  # of a small image; more costs time and finds nothing more
+TILE_SHARE = 0.6  # side of a tile relative to the image's when there are two a side; neighbours overlap by a third
 
 #: Shift (in sides of the rectangle), scale and mirroring of the views of an ensemble; the first is the plain
 #: view.
@@ -99,6 +100,31 @@ def whole_image(height: int, width: int, longest: int) -> View:
     scale = min(longest / max(height, width), MAX_GROWTH)
     canvas = tuple(max(round(side * scale / STRIDE), 1) * STRIDE for side in (height, width))
     return View(0, 0, width, height, (canvas[0], canvas[1]))
+
+
+def tiled(view: View, count: int) -> list[View]:
+    """`count` x `count` overlapping parts of a view of the whole image, each on a canvas of the same size.
+
+    None for a count of 1, and none where a part would have to grow by more than MAX_GROWTH: the view itself shows
+    all there is.
+    """
+    if count < 2:
+        return []
+    share = TILE_SHARE * 2 / count if count > 2 else TILE_SHARE
+    width, height = max(round(view.width * share), 1), max(round(view.height * share), 1)
+    if view.canvas[1] > MAX_GROWTH * width or view.canvas[0] > MAX_GROWTH * height:
+        return []
+    places = [(row / (count - 1), column / (count - 1)) for row in range(count) for column in range(count)]
+    return [
+        View(round(x * (view.width - width)), round(y * (view.height - height)), width, height, view.canvas)
+        for y, x in places
+    ]
+
+
+def finer(view: View) -> View:
+    """The same rectangle on a canvas a third larger, on which tiles and the whole image meet."""
+    height, width = (round(side / 3 / STRIDE * 4) * STRIDE for side in view.canvas)
+    return replace(view, canvas=(height, width))
 
 
 def crop_around(
