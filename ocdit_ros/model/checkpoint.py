@@ -96,10 +96,13 @@ def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
     missing, unexpected or misshapen tensor.
     """
     config, provenance = read_metadata(path)
+    if 2 * config.depth * config.width**2 > Path(path).stat().st_size:  # at least a matrix in every block, of 2 bytes
+        raise CheckpointError(f"'{path}' holds an unusable configuration: its network is larger than the file")
     try:
         model = OCDiT(config)
-    except ValueError as error:
-        raise CheckpointError(f"'{path}' holds an unusable configuration: {error}") from None
+    except (ValueError, TypeError, RuntimeError, MemoryError, ZeroDivisionError, OverflowError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"'{path}' holds an unusable configuration: {reason}") from None
     own = model.state_dict()
     tensors: dict[str, torch.Tensor] = {}
     try:
@@ -113,6 +116,10 @@ def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
                     raise CheckpointError(
                         f"'{path}': tensor '{name}' is {tuple(given.shape)}, expected {tuple(tensor.shape)}"
                     )
+                if given.is_floating_point() != tensor.is_floating_point():
+                    raise CheckpointError(f"'{path}': tensor '{name}' is {given.dtype}, expected {tensor.dtype}")
+                if not torch.isfinite(given).all():
+                    raise CheckpointError(f"'{path}': tensor '{name}' has values that are not finite numbers")
                 tensors[name] = given.to(tensor.dtype)
     except SafetensorError as error:
         raise CheckpointError(f"'{path}' cannot be read: {error}") from None

@@ -321,6 +321,16 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
 
 def _entry(metadata: dict[str, str], arrays: dict[str, NDArray[Any]], name: str) -> CacheEntry:
     templates = TemplateSet(**{key: arrays[key] for key in _ARRAYS}, diameter=float(metadata["diameter"]), name=name)
+    count, side = templates.images.shape[:2]
+    shapes = {
+        "images": (np.uint8, (count, side, side, 3)), "masks": (np.uint8, (count, side, side)),
+        "depths": (np.float32, (count, side, side)), "rotations": (np.float32, (count, 3, 3)),
+    }  # fmt: skip
+    for key, (dtype, shape) in shapes.items():
+        if arrays[key].dtype != dtype or arrays[key].shape != shape:
+            raise _DamagedError(f"its {key} are {arrays[key].dtype} {arrays[key].shape}")
+    if not (count and side and 0.0 < templates.diameter < np.inf):
+        raise _DamagedError("it holds no object")
     features = {k.removeprefix("features/"): v for k, v in arrays.items() if k.startswith("features/")}
     return CacheEntry(templates, features, cached=True)
 
