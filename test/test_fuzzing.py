@@ -300,6 +300,21 @@ def test_weights_that_ask_for_more_than_there_is_are_refused(weights, tmp_path, 
         load_checkpoint(changed(weights, tmp_path, **config))
 
 
+def test_what_stands_in_a_checkpoint_stays_in_its_line(weights, tmp_path):
+    data = weights.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"]["version"] = "a\nb" * 1000
+    text = json.dumps(header).encode()
+    (tmp_path / "a").write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    (tmp_path / "b").write_bytes(data.replace(b'"F16"', b'"a\\nb"', 1))
+    for name in "ab":
+        with pytest.raises(CheckpointError) as caught:
+            load_checkpoint(tmp_path / name)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1000
+
+
 def test_presets_are_within_the_limits():
     for name in ("tiny", "small", "base", "paper"):
         ModelConfig.preset(name)
