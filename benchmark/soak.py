@@ -5,12 +5,12 @@
 
     python benchmark/soak.py [--frames 20000] [--seed 0] [--json FILE]
 
-The node runs in a process of its own in stream mode; camera, listener and operator are here. At random moments the node
-is deactivated and activated, told to reload its objects (of which one has come, gone or changed), given other
+The node runs in a process of its own in stream mode; camera, listener and operator are here. At random moments the
+node is deactivated and activated, told to reload its objects (of which one has come, gone or changed), given other
 parameters, sent images that it cannot use, or cleaned up and configured anew. Resident memory, threads and open files
-of its process are looked at all the time. Memory is compared between the end of the warm-up (a quarter of the frames) and
-the end, as medians of a tenth of the run each. The exit status is 1 if memory grew by 1 % or more, or threads or files
-did not come back to what they were.
+of its process are looked at all the time. Memory is compared between the end of the warm-up (a quarter of the frames)
+and the end, as medians of a tenth of the run each. The exit status is 1 if memory grew by 1 % or more, or threads or
+files did not come back to what they were.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from PIL import Image
 
 from ocdit_ros.segment.models import read_models
 from ocdit_ros.segment.types import SegmentError
-from ocdit_ros.templates import ObjectSpec, TemplateSet
+from ocdit_ros.templates import IMAGE_FORMATS, ObjectSpec, TemplateSet
 
 #: BOP ignores instances that are visible below this fraction (`calc_gt_coco.py` of the BOP toolkit).
 MIN_VISIBLE_FRACTION = 0.1
@@ -104,14 +104,19 @@ def read_rgb(data: str | Path | io.BytesIO) -> np.ndarray:
 
     Raises ValueError, before its pixels are read, if it has more than MAX_PIXELS; OSError and others of Pillow.
     """
-    with Image.open(data) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million")
-        if image.mode in ("I;16", "I", "F"):  # Pillow clips these to 255 instead of scaling them
-            grey = np.asarray(image, dtype=np.float32)
-            grey = np.clip(grey / max(float(grey.max()), 1.0) * 255.0, 0, 255).astype(np.uint8)
-            return np.repeat(grey[:, :, None], 3, axis=2)
-        return np.asarray(image.convert("RGB"))
+    try:
+        with Image.open(data, formats=IMAGE_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million"
+                )
+            if image.mode in ("I;16", "I", "F"):  # Pillow clips these to 255 instead of scaling them
+                grey = np.asarray(image, dtype=np.float32)
+                grey = np.clip(grey / max(float(grey.max()), 1.0) * 255.0, 0, 255).astype(np.uint8)
+                return np.repeat(grey[:, :, None], 3, axis=2)
+            return np.asarray(image.convert("RGB"))
+    except Image.DecompressionBombError as error:  # Pillow's own limit, which is no OSError or ValueError
+        raise ValueError(str(error)) from None
 
 
 def _read_json(path: Path) -> Any:
@@ -201,7 +206,7 @@ class BopDataset:
             if not path.is_file():
                 raise DatasetError(f"'{path}' is missing; the evaluation needs the visible masks.")
             try:
-                with Image.open(path) as image_file:
+                with Image.open(path, formats=IMAGE_FORMATS) as image_file:
                     if image_file.size != size:
                         raise ValueError(f"it has {image_file.size} pixels, its image {size}")
                     mask = np.asarray(image_file)
@@ -215,7 +220,7 @@ class BopDataset:
     def _image_size(self, key: ImageKey) -> tuple[int, int]:
         path = self.image_path(key)
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=IMAGE_FORMATS) as image:
                 return image.size
         except Exception as error:
             raise DatasetError(f"'{path}' cannot be read as an image: {error}.") from None

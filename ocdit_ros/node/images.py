@@ -121,28 +121,33 @@ def _decompress(message: Any) -> np.ndarray:
     data = np.frombuffer(message.data, np.uint8)
     if data.size == 0:
         raise ImageError("the compressed image is empty")
+    pixels = decode(data)
+    if pixels is None:
+        raise ImageError(
+            f"the compressed image (format {_quoted(message.format)}, {data.size} bytes) is damaged or of a kind that "
+            f"is not supported; {', '.join(FORMATS)} are"
+        )
+    return pixels
+
+
+def decode(data: np.ndarray) -> np.ndarray | None:
+    """Pixels uint8 [H, W, 3], RGB, of an image file's bytes, uint8 [N]; None if they cannot be read.
+
+    An EXIF rotation is not applied: camera_info and depth of that camera are not turned either. Raises ImageError for
+    impossible sizes.
+    """
     # The size that the header tells, before anybody makes room for it: a file of a few bytes may announce gigabytes.
     try:
-        with PIL.Image.open(io.BytesIO(message.data), formats=FORMATS) as header:
+        with PIL.Image.open(io.BytesIO(data.data), formats=FORMATS) as header:
             width, height = header.size
     except Exception:  # its parsers raise whatever they stumble over
-        raise _damaged(message, data.size) from None
+        return None
     _check_size(width, height)
-    # An EXIF rotation is not applied: camera_info and depth of that camera are not turned either.
     try:
         pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
-        pixels = None
-    if pixels is None:
-        raise _damaged(message, data.size)
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-
-
-def _damaged(message: Any, size: int) -> ImageError:
-    return ImageError(
-        f"the compressed image (format {_quoted(message.format)}, {size} bytes) is damaged or of a kind that is not "
-        f"supported; {', '.join(FORMATS)} are"
-    )
+        return None
+    return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def _quoted(text: str) -> str:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .mesh import NEUTRAL_GREY, Mesh, diameter
-from .source import MeshError, is_beside, read_file, resolve
+from .source import IMAGE_FORMATS, MeshError, is_beside, read_file, resolve
 
 if TYPE_CHECKING:
     import trimesh
@@ -414,7 +414,7 @@ def _pixels(image: Image.Image) -> NDArray[np.uint8]:
 
 def _image_problem(data: bytes) -> str:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             return _size_problem(image)
     except Image.UnidentifiedImageError:
         return "is not an image"
@@ -423,6 +423,8 @@ def _image_problem(data: bytes) -> str:
 
 
 def _size_problem(image: Image.Image) -> str:
+    if image.format not in (None, "MPO", *IMAGE_FORMATS):  # embedded; opened, but not yet read. MPO: several JPEG
+        return f"is of the kind {image.format}, which is not supported"
     width, height = image.size
     if width * height > MAX_TEXTURE_PIXELS or max(width, height) > MAX_TEXTURE_SIDE:
         return f"has {width} x {height} pixels, more than can be handled"
@@ -496,8 +498,14 @@ def _check_off(data: bytes) -> None:
 
 
 def _check_dae(data: bytes) -> None:
-    if re.search(rb"<!ENTITY", data):
-        raise MeshError("it declares XML entities, which are not accepted")
+    text = data.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not text.startswith(b"<") or b"\0" in text:  # pycollada would unpack an archive, of whatever size
+        raise MeshError("it cannot be read as DAE (it is no XML in UTF-8)")
+    encoding = re.match(rb"""<\?xml[^>]*?encoding\s*=\s*["']([^"']*)""", text)
+    if encoding and encoding[1].lower() not in (b"utf-8", b"utf8", b"us-ascii", b"ascii", b"iso-8859-1"):
+        raise MeshError("it is in an encoding other than UTF-8, which is not supported")
+    if re.search(rb"<!(ENTITY|DOCTYPE)", data):
+        raise MeshError("it declares XML entities or a document type, which are not accepted")
 
 
 def _check_gltf(kind: str, data: bytes) -> dict[str, Any]:

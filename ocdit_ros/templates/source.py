@@ -15,6 +15,9 @@ class MeshError(ValueError):
     """A mesh that cannot be used; the message is one sentence naming the file and the reason."""
 
 
+#: Kinds of images that are read, as Pillow calls them. Others are left alone: Pillow gives PostScript to a program.
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TGA", "TIFF", "WEBP", "GIF", "PPM", "DDS", "JPEG2000")
+
 #: Files beyond this size are refused: template pixels are few, whatever is larger was not meant for this.
 MAX_FILE_BYTES = 256 * 1024**2
 
