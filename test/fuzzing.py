@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import array
 import contextlib
+import importlib
 import io
 import json
 import mmap
@@ -803,8 +804,7 @@ def _child(name: str, seed: int, first: int, end: int, shared: str, report: Any)
 
 def guided(name: str, arguments: list[str]) -> None:
     """Hand the target to atheris, which looks for inputs that reach new code."""
-    import atheris
-
+    atheris = importlib.import_module("atheris")  # no dependency: whoever wants it installs it
     sys.path[:0] = [str(ROOT), str(ROOT / "test")]
     with atheris.instrument_imports(include=["ocdit_ros", "trimesh", "PIL"]), tempfile.TemporaryDirectory() as folder:
         target = TARGETS[name](Path(folder))
