@@ -109,6 +109,21 @@ def test_a_small_compressed_image_that_announces_gigabytes_is_refused_before_it_
         to_rgb(CompressedImage(format="png", data=array.array("B", png_header(*size))))
 
 
+@pytest.mark.parametrize("kind", [b"IDAT", b"tEXt"])
+def test_a_png_whose_parts_announce_gigabytes_is_refused_before_it_is_decoded(kind, monkeypatch):
+    """OpenCV would take 4 GB for these 100 bytes."""
+    import cv2
+
+    data = png_header(7, 6)
+    at = data.index(b"IDAT")
+    bad = data[: at - 4] + b"\xff\xff\xff\x7f" + kind + data[at + 4 :]
+    animated = data[: at - 4] + b"\0\0\0\x08acTL\0\0\0\2\0\0\0\0\xf3\x8d\x93\x70" + data[at - 4 :]
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
+    for one in (bad, animated, data[:-1], data[:-12]):
+        with pytest.raises(ImageError, match="damaged"):
+            to_rgb(CompressedImage(format="png", data=array.array("B", one)))
+
+
 def test_an_image_file_that_announces_gigabytes_is_refused_before_it_is_read(tmp_path):
     (tmp_path / "a.png").write_bytes(png_header(12000, 12000))
     with little_memory(256 * 1024**2), pytest.raises(ValueError, match="12000 x 12000"):
@@ -166,6 +181,14 @@ def test_a_mesh_does_not_reach_files_elsewhere(tmp_path, name, allowed):
     else:
         with pytest.raises(MeshError, match="neither in the folder of the mesh nor in that above it"):
             load_mesh(path)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\x04b", "a\x1bb"])
+def test_names_of_files_that_are_none(tmp_path, name):
+    path = write_obj(tmp_path / "mesh.obj", VERTICES, FACES, UV, TEXTURE[::16, ::16])
+    path.write_text(path.read_text().replace("material.mtl", name))
+    with pytest.raises(MeshError, match="refers to a file whose name is none"):
+        load_mesh(path)
 
 
 def test_a_material_file_does_not_reach_files_elsewhere(tmp_path):

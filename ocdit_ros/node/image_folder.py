@@ -23,7 +23,7 @@ from std_msgs.msg import Header
 
 from ocdit_ros.node.images import ImageError, decode
 from ocdit_ros.node.messages import image_message
-from ocdit_ros.templates import MeshError, resolve
+from ocdit_ros.templates import IMAGE_FORMATS, MeshError, resolve
 from ocdit_ros.templates.source import read_file
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -50,7 +50,7 @@ def find_images(folder: str) -> list[Path]:
 def read_rgb(file: Path) -> np.ndarray | None:
     """uint8 [H, W, 3], as the file stores it (an EXIF rotation is not applied); None if it cannot be read."""
     try:
-        return decode(np.frombuffer(read_file(file), np.uint8))
+        return decode(np.frombuffer(read_file(file), np.uint8), IMAGE_FORMATS)
     except (ImageError, MeshError):
         return None
 

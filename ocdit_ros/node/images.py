@@ -25,8 +25,8 @@ import PIL.Image
 MAX_SIDE = 32768
 MAX_PIXELS = 64 * 1024**2
 
-#: Formats that CompressedImage may hold, as Pillow calls them. OpenCV decodes more, which no camera driver sends.
-FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
+#: Formats that CompressedImage may hold, as Pillow calls them. OpenCV decodes more, which no colour camera sends.
+FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 class ImageError(ValueError):
@@ -130,7 +130,7 @@ def _decompress(message: Any) -> np.ndarray:
     return pixels
 
 
-def decode(data: np.ndarray) -> np.ndarray | None:
+def decode(data: np.ndarray, formats: tuple[str, ...] = FORMATS) -> np.ndarray | None:
     """Pixels uint8 [H, W, 3], RGB, of an image file's bytes, uint8 [N]; None if they cannot be read.
 
     An EXIF rotation is not applied: camera_info and depth of that camera are not turned either. Raises ImageError for
@@ -138,11 +138,13 @@ def decode(data: np.ndarray) -> np.ndarray | None:
     """
     # The size that the header tells, before anybody makes room for it: a file of a few bytes may announce gigabytes.
     try:
-        with PIL.Image.open(io.BytesIO(data.data), formats=FORMATS) as header:
+        with PIL.Image.open(io.BytesIO(data.data), formats=formats) as header:
             width, height = header.size
     except Exception:  # its parsers raise whatever they stumble over
         return None
     _check_size(width, height)
+    if not _sound_png(data.data):
+        return None
     try:
         pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
@@ -153,6 +155,24 @@ def decode(data: np.ndarray) -> np.ndarray | None:
 def _quoted(text: str) -> str:
     """Text of a message as part of a line of the log: short, without line ends."""
     return repr(text if len(text) <= 60 else f"{text[:60]}...")
+
+
+def _sound_png(data: memoryview) -> bool:
+    """Whether the parts of a PNG file are within it, one image alone; True for other kinds.
+
+    OpenCV (4.14) makes room for a part, up to 4 GB, before it looks whether there is so much.
+    """
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
+        return True
+    at = 8
+    while at + 12 <= len(data):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8])
+        at += 12 + length
+        if kind == b"IEND":
+            return at <= len(data)
+        if kind == b"acTL":  # an animation
+            return False
+    return False
 
 
 def _check_size(width: int, height: int) -> None:

@@ -73,6 +73,8 @@ class _Files:
 
     def _one(self, name: str) -> bytes:
         text = name.strip().replace("\\", "/")
+        if len(text) > 1000 or not text.isprintable():
+            return self._fail("it refers to a file whose name is none")
         wanted = [text, unquote(text)]
         if text.startswith("-"):  # options of an MTL texture statement come before the name
             wanted.append(text.split()[-1])
