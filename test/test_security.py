@@ -6,6 +6,7 @@
 import ast
 import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -208,6 +209,26 @@ def test_the_node_sends_nothing_to_other_machines():
     assert any(one.startswith("198.51.100.7 ") for one in seen["on purpose"]), "the trap does not work"
     assert seen["results"] == 1
     assert seen["attempts"] == []
+
+
+def locked():
+    lock = (ROOT / "requirements" / "lock.txt").read_text()
+    return dict(re.findall(r"(?m)^([\w.-]+)==(\S+)", lock))
+
+
+def test_licences_of_all_locked_packages_are_listed_and_known():
+    rows = re.findall(r"(?m)^\| (\S+) \| (\S+) \| (.+) \|$", (ROOT / "docs" / "licences.md").read_text())
+    rows = [row for row in rows if row[0] not in ("package", "---")]
+    assert {name: version for name, version, _ in rows} == locked(), "run python scripts/licences.py"
+    assert all(licence != "not told" for _, _, licence in rows)
+
+
+def test_the_bill_of_materials_is_that_of_the_lock():
+    """Made by cyclonedx-bom, from the lock, with the hashes of the files."""
+    bill = json.loads((ROOT / "requirements" / "sbom.cdx.json").read_text())
+    assert bill["bomFormat"] == "CycloneDX"
+    assert {part["name"]: part["version"] for part in bill["components"]} == locked(), "run scripts/supply_chain.sh"
+    assert all(reference["hashes"] for part in bill["components"] for reference in part["externalReferences"])
 
 
 def test_an_image_for_the_command_line_is_bounded(tmp_path):
