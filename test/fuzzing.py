@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import array
 import contextlib
+import copy
 import importlib
 import io
 import json
@@ -135,7 +136,7 @@ def mutate_json(value: Any, rng: random.Random) -> Any:
                 parts.append((node, key))
                 todo.append(node[key])
         if not parts or rng.random() < 0.02:
-            return rng.choice(VALUES)
+            return copy.deepcopy(rng.choice(VALUES))
         node, key = rng.choice(parts)
         kind = rng.randrange(4)
         if kind == 0:
@@ -143,9 +144,9 @@ def mutate_json(value: Any, rng: random.Random) -> Any:
         elif kind == 1 and isinstance(node, dict):
             node[rng.choice(("", "x", "0", "-1", "1", "2", "999999", str(key) + "0"))] = node.pop(key)
         elif kind == 2 and isinstance(node, list):
-            node.append(node[key])
+            node.append(copy.deepcopy(node[key]))
         else:
-            node[key] = rng.choice(VALUES)
+            node[key] = copy.deepcopy(rng.choice(VALUES))  # which later changes must not reach
     return value
 
 
