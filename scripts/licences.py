@@ -23,7 +23,7 @@ HEAD = """\
 # Licences
 
 Written by `python scripts/licences.py` from the metadata of the packages of `requirements/lock.txt` (package.xml for
-ROS wheels); `test/test_security.py` holds the list to the lock. `docs/dependencies.md` has what the direct ones are for.
+ROS wheels); `test/test_security.py` holds the list to the lock. `docs/dependencies.md` has the reasons for direct ones.
 
 This package is under the Apache License 2.0. It contains no code of others: `third_party/vision_msgs` holds message
 definitions alone (Apache-2.0).
