@@ -18,7 +18,7 @@ import numpy as np
 
 from ocdit_ros.node.backend import SETTINGS, BackendError
 from ocdit_ros.segment import Instance, SegmenterSettings
-from ocdit_ros.templates import ObjectSpec
+from ocdit_ros.templates import ObjectSpec, TemplateSet
 
 
 def instance(object_id: int, name: str, score: float, mask: np.ndarray) -> Instance:
@@ -36,7 +36,8 @@ class FakeSegmenter:
     """The first object is whatever is red, the second green, the third blue; the score is the brightness.
 
     The pixel in the corner can order trouble: (9, 9, n) takes n tenths of a second, (9, 8, n) does so without letting
-    other Python code run by itself, (1, 2, 3) is an error.
+    other Python code run by itself, (1, 2, 3) is an error, (7, 7, n) takes n GiB of memory, (7, 6, n) is how PyTorch
+    says that the GPU has none left, (7, 5, n) how it says that it is lost.
     """
 
     settings: SegmenterSettings = field(default_factory=SegmenterSettings)
@@ -65,6 +66,12 @@ class FakeSegmenter:
         corner = rgb[0, 0].tolist()
         if corner == [1, 2, 3]:
             raise RuntimeError("a pixel of doom")
+        if corner[:2] == [7, 7]:
+            return [instance(1, str(len(bytearray(corner[2] * 1024**3))), 1.0, rgb[..., 0] > 0)]
+        if corner[:2] == [7, 6]:
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has a capacity of 8 GiB.")
+        if corner[:2] == [7, 5]:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be")
         if corner[:2] == [9, 9]:
             time.sleep(corner[2] / 10)
         if corner[:2] == [9, 8]:
@@ -80,6 +87,69 @@ class FakeSegmenter:
         return sorted(found, key=lambda one: -one.score)
 
 
+class OutOfMemoryError(RuntimeError):
+    """Called as the one of torch, and its child as there."""
+
+
+class CachingSegmenter(FakeSegmenter):
+    """Keeps templates in the cache as the real one does, and says when it is at what.
+
+    Its renderer draws from a generator that is seeded by the mesh, so an entry that is not what was stored is seen: it
+    is an error here.
+    """
+
+    def __init__(self, settings: SegmenterSettings, directory: str) -> None:
+        from ocdit_ros.templates import cache
+
+        super().__init__(settings)
+        cache.render = drawn
+        store = cache.TemplateCache._store
+
+        def tell(*arguments: Any) -> None:
+            print("MARK storing", flush=True)
+            store(*arguments)
+            print("MARK stored", flush=True)
+
+        cache.TemplateCache._store = tell  # type: ignore[method-assign]
+        self._cache = cache.TemplateCache(directory)
+        print("MARK configuring", flush=True)
+        time.sleep(0.2)
+
+    def add_object(self, spec: ObjectSpec) -> None:
+        from ocdit_ros.templates import RenderSettings, load_mesh, viewpoints
+
+        settings = RenderSettings(size=32, views=3, threads=1)
+        entry = self._cache.get(spec, settings, large_features, "drawn")
+        wanted = drawn(load_mesh(spec.mesh, spec.scale), viewpoints(3), settings, spec.name)
+        for name in ("images", "masks", "depths", "rotations"):
+            if not np.array_equal(getattr(entry.templates, name), getattr(wanted, name)):
+                raise RuntimeError(f"the cache gave other {name} than were stored")
+        if not np.array_equal(entry.features["map"], large_features(wanted)["map"]):
+            raise RuntimeError("the cache gave other features than were stored")
+        print(f"MARK {'cached' if entry.cached else 'made'}", flush=True)
+        super().add_object(spec)
+
+    def segment_many(self, images: list[np.ndarray]) -> list[list[Instance]]:
+        print("MARK segmenting", flush=True)
+        return super().segment_many(images)
+
+
+def drawn(mesh: Any, rotations: np.ndarray, settings: Any, name: str) -> TemplateSet:
+    """In place of the renderer."""
+    rng = np.random.default_rng(int(mesh.diameter * 1e9))
+    shape = (len(rotations), settings.size, settings.size)
+    return TemplateSet(
+        images=rng.integers(0, 256, (*shape, 3), np.uint8), masks=rng.integers(0, 256, shape, np.uint8),
+        depths=rng.random(shape, np.float32), rotations=rotations, diameter=mesh.diameter, name=name,
+    )  # fmt: skip
+
+
+def large_features(templates: TemplateSet) -> dict[str, np.ndarray]:
+    """24 MB, so that writing takes a while."""
+    rng = np.random.default_rng(int(templates.images.astype(np.int64).sum()))
+    return {"map": rng.integers(0, 256, 24_000_000, np.uint8)}
+
+
 def make_fake(values: dict[str, Any]) -> tuple[FakeSegmenter, str]:
     """What the node is given in place of the real one; `weights` can order trouble."""
     if values["weights"] == "slow":
@@ -93,4 +163,6 @@ def make_fake(values: dict[str, Any]) -> tuple[FakeSegmenter, str]:
     if values["weights"] == "explode":
         raise ZeroDivisionError("an error that nobody foresaw")
     settings = SegmenterSettings(**{name: values[name] for name in SETTINGS})
+    if values["weights"] == "caching":
+        return CachingSegmenter(settings, values["cache_dir"]), "a fake segmenter with a real cache"
     return FakeSegmenter(settings), "a fake segmenter that was never trained"

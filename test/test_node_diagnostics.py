@@ -86,6 +86,86 @@ def test_the_message_is_an_error_only_while_the_error_is_fresh(clock):
     assert status().hardware_id == "cpu"
 
 
+def troubles(statistics, no_frames=0.0, latency=0.0, scores=0.0):
+    return [trouble.text for trouble in statistics.troubles(no_frames, latency, scores, {"left": "/left/image"})]
+
+
+def test_a_camera_that_is_silent_is_named_while_somebody_listens(clock):
+    statistics = Statistics()
+    clock.now += 100
+    assert troubles(statistics, no_frames=5.0) == []  # nobody listens
+    statistics.listening(["left", "right"])
+    clock.now += 4.9
+    statistics.frame_received("left")
+    clock.now += 0.2
+    (text,) = troubles(statistics, no_frames=5.0)
+    assert text.startswith("no image on right for 5 s")
+    assert troubles(statistics) == []
+    statistics.frame_received("right")
+    assert troubles(statistics, no_frames=5.0) == []
+    clock.now += 5.1
+    assert [text.split()[3] for text in troubles(statistics, no_frames=5.0)] == ["/left/image", "right"]
+    statistics.frame_received("a camera of the time before")
+    statistics.listening([])
+    assert troubles(statistics, no_frames=5.0) == []
+
+
+def test_latency_counts_the_median_and_the_frame_in_hand(clock):
+    statistics = Statistics(window=5)
+    for total in (0.1, 0.1, 9.0):
+        statistics.frame_processed({"total": total})
+    assert troubles(statistics, latency=1.0) == []
+    for _ in range(3):
+        statistics.frame_processed({"total": 1.5})
+    (text,) = troubles(statistics, latency=1.0)
+    assert text.startswith("a frame takes 1.5 s, more than 1 s: lower steps")
+    assert troubles(statistics) == []
+    statistics.working(True)
+    clock.now += 7
+    (text,) = troubles(statistics, latency=2.0)
+    assert text.startswith("the frame in hand has taken 7.0 s, more than 2 s")
+    statistics.working(False)
+    assert troubles(statistics, latency=2.0) == []
+
+
+@pytest.mark.parametrize(
+    "before, after, told", [(0.9, 0.3, True), (0.9, 0.5, False), (0.9, 0.0, True), (0.0, 0.0, False)]
+)
+def test_scores_that_fall_are_told(clock, before, after, told):
+    statistics = Statistics()
+    for _ in range(diagnostics.RECENT):
+        statistics.frame_processed({}, before)
+    for _ in range(diagnostics.RECENT):
+        assert troubles(statistics, scores=0.5) == []  # too little is known
+        statistics.frame_processed({}, after)
+    found = troubles(statistics, scores=0.5)
+    assert bool(found) == told
+    if told:
+        assert found[0].startswith(f"the best score of a frame fell from {before:.2f} to {after:.2f}")
+    assert troubles(statistics) == []
+    statistics.listening(["left"])  # another scene, another beginning
+    assert troubles(statistics, scores=0.5) == []
+
+
+def test_levels_of_troubles():
+    def status(statistics, *found):
+        return diagnostics_message(Time(), "node", "cpu", "active", statistics, {}, found).status[0]
+
+    statistics = Statistics()
+    warning, error = diagnostics.Trouble("the lens is dirty"), diagnostics.Trouble("the device was lost", error=True)
+    assert (status(statistics).level, status(statistics).message) == (DiagnosticStatus.OK, "active")
+    one = status(statistics, warning)
+    assert (one.level, one.message) == (DiagnosticStatus.WARN, "the lens is dirty")
+    one = status(statistics, warning, error)
+    assert (one.level, one.message) == (DiagnosticStatus.ERROR, "the lens is dirty; the device was lost")
+    statistics.error("the device was lost")
+    assert status(statistics, error).message == "the device was lost"
+    statistics.device_lost("gone")
+    assert [(t.text, t.error) for t in statistics.troubles(0, 0, 0, {})] == [("gone", True)]
+    statistics.reset()
+    assert statistics.troubles(0, 0, 0, {}) == []
+
+
 def test_memory_of_this_process_is_told():
     values = diagnostics.memory()
     assert 10 < float(values["process memory [MiB]"]) < 1e6

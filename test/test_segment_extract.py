@@ -126,3 +126,223 @@ def test_small_masks_and_crumbs_go():
     assert extract.without_specks(mask).sum() == 900
     two = boxes((0, 0, 30, 30), (50, 50, 20, 20), height=80, width=80) > 0
     assert extract.without_specks(two).sum() == 1300
+
+
+# The same by plain rules, over random input -----------------------------------------------------------------------
+
+
+def random_candidates(rng, count):
+    """Overlapping rectangles with holes, some at the border, values at the threshold among them."""
+    found = []
+    for n in range(count):
+        h, w = rng.integers(3, 14, 2)
+        confidence = rng.choice(np.array([0.0, 0.3, 0.5, 0.6, 0.75, 0.9], np.float32), (h, w))
+        x, y = int(rng.integers(0, 30 - w)), int(rng.integers(0, 24 - h))
+        found.append(Candidate(int(rng.integers(0, 3)), float(0.95 - 0.03 * n), EVIDENCE, confidence, x, y))
+    return found
+
+
+def whole(candidate_, height=24, width=30):
+    """Its confidence in an image of its own."""
+    image = np.zeros((height, width), np.float32)
+    h, w = candidate_.confidence.shape
+    image[candidate_.y : candidate_.y + h, candidate_.x : candidate_.x + w] = candidate_.confidence
+    return image
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_overlap_is_the_common_area_over_the_smaller(seed):
+    a, b = random_candidates(np.random.default_rng(seed), 2)
+    first, second = whole(a) > 0.5, whole(b) > 0.5
+    smaller = min(first.sum(), second.sum())
+    wanted = (first & second).sum() / smaller if smaller else 0.0
+    assert extract._overlap(a, b, 0.5) == extract._overlap(b, a, 0.5) == pytest.approx(wanted)
+
+
+def test_candidates_that_only_touch_do_not_overlap():
+    for x, y in ((10, 0), (0, 10), (20, 0), (0, 20), (10, 10), (20, 20)):
+        assert extract._overlap(candidate(0, 1, 0, 0, 10, 10), candidate(0, 1, x, y, 10, 10), 0.5) == 0.0
+    one = candidate(0, 1, 5, 7, 1, 1)
+    assert extract._overlap(one, candidate(0, 1, 0, 0, 20, 9), 0.5) == 1.0
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_resolve_by_plain_rules(seed):
+    candidates = random_candidates(np.random.default_rng(seed), 8)
+    kept, taken = [], np.zeros((24, 30), bool)
+    for one in candidates:  # they come best first
+        mask = whole(one) > 0.5
+        if mask.sum() < 12:
+            continue
+        same = [k for k in kept if k.index == one.index]
+        if any(
+            (mask & (whole(k) > 0.5)).sum() / min(mask.sum(), (whole(k) > 0.5).sum()) > extract.DUPLICATE_SHARE
+            for k in same
+        ):
+            continue
+        if (taken & mask).sum() > extract.EXPLAINED_SHARE * mask.sum():
+            continue
+        taken |= mask
+        kept.append(one)
+    claims = np.stack([np.zeros((24, 30)), *(np.where(whole(k) > 0.5, whole(k) * k.score, 0.0) for k in kept)])
+    owner = claims.astype(np.float32).argmax(0)  # of equals the first
+    wanted = []
+    for number, one in enumerate(kept, start=1):
+        mask = extract.without_specks(owner == number)
+        if mask.sum() >= 12:
+            wanted.append((one, mask))
+    shuffled = [candidates[n] for n in np.random.default_rng(seed).permutation(8)]
+    found = extract.resolve(shuffled, 24, 30, 0.5, 12)
+    assert [one for one, _ in found] == [one for one, _ in wanted]
+    for (_, ours), (_, theirs) in zip(found, wanted, strict=True):
+        assert (ours == theirs).all()
+
+
+def test_the_rules_of_resolve_at_their_edges():
+    """A mask of just enough pixels stays, and a small or explained one does not end the others."""
+    small, enough = candidate(0, 0.9, 0, 0, 3, 3), candidate(1, 0.8, 10, 0, 5, 2)
+    assert [c.index for c, _ in extract.resolve([small, enough], 40, 40, 0.5, 10)] == [1]
+    best, copy, third = candidate(0, 0.9, 0, 0, 10, 10), candidate(0, 0.8, 0, 0, 10, 9), candidate(2, 0.7, 20, 0, 5, 5)
+    assert [c.index for c, _ in extract.resolve([best, copy, third], 40, 40, 0.5, 1)] == [0, 2]
+    hidden = candidate(1, 0.8, 1, 1, 8, 8)
+    assert [c.index for c, _ in extract.resolve([best, hidden, third], 40, 40, 0.5, 1)] == [0, 2]
+    # two better ones explain together
+    halves = [candidate(0, 0.9, 0, 0, 10, 10), candidate(1, 0.85, 10, 0, 10, 10), candidate(2, 0.8, 0, 0, 20, 10)]
+    assert [c.index for c, _ in extract.resolve(halves, 40, 40, 0.5, 1)] == [0, 1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_box_is_the_least_that_holds_the_mask(seed):
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((20, 30), bool)
+    mask[rng.integers(0, 20, 3), rng.integers(0, 30, 3)] = True
+    rows, columns = np.nonzero(mask)
+    x, y, w, h = extract.box_of(mask)
+    assert (x, y, x + w - 1, y + h - 1) == (columns.min(), rows.min(), columns.max(), rows.max())
+
+
+@pytest.mark.parametrize("pixels", [2, 3, 9])
+def test_growing_takes_a_square_around_every_pixel(pixels):
+    mask = np.random.default_rng(pixels).random((40, 50)) > 0.995
+    wanted = np.zeros_like(mask)
+    for y, x in np.argwhere(mask):
+        wanted[max(y - pixels, 0) : y + pixels + 1, max(x - pixels, 0) : x + pixels + 1] = True
+    assert (extract._grow(mask, pixels) == wanted).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_matching_finds_the_order_with_the_best_overlaps(seed):
+    from itertools import permutations
+
+    rng = np.random.default_rng(seed)
+    members = rng.choice(np.array([0.0, 0.5, 0.8], np.float32), (2, 3, 5, 6), p=[0.5, 0.2, 0.3])
+    members[rng.random(members.shape) > 0.95] = np.nan
+    masks = np.nan_to_num(members) > 0.5
+
+    def total(order):
+        pairs = [(masks[0, n], masks[1, order[n]]) for n in range(3)]
+        return sum((a & b).sum() / max((a | b).sum(), 1) for a, b in pairs)
+
+    matched = extract.match_queries(members)
+    order = [next(k for k in range(3) if np.array_equal(members[1, k], one, equal_nan=True)) for one in matched[1]]
+    assert sorted(order) == [0, 1, 2]
+    assert total(order) == pytest.approx(max(total(p) for p in permutations(range(3))))
+    assert np.array_equal(matched[0], members[0], equal_nan=True)
+    alone = members[:, :1]
+    assert extract.match_queries(alone) is alone
+    assert extract.match_queries(members[:1]).base is members
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_evidence_by_plain_rules(seed):
+    rng = np.random.default_rng(seed)
+    members = rng.choice(np.array([0.1, 0.3, 0.4, 0.5, 0.7, 0.8], np.float32), (2, 32, 48))
+    members[:, 8:20, 10:30] = 0.85
+    members[1, 12:16, 10:20] = np.nan
+    part, others = boxes((10, 8, 20, 12), height=32, width=48) > 0, boxes((36, 4, 6, 20), height=32, width=48) > 0
+    similarity = rng.uniform(-0.5, 1.4, (2, 3)).astype(np.float32)
+    rival = rng.choice(np.array([0.2, 0.3, 0.9], np.float32), (32, 48))
+    coarse = rng.choice(np.array([0.1, 0.2, 0.3, 0.6], np.float32), (32, 48)) * float(rng.choice([0.5, 1.0]))
+    one = extract.weigh(members, part, others, 0.5, similarity, rival, coarse)
+
+    near = np.zeros_like(part)
+    near[0:29, 1:39] = True  # nine pixels around
+    near &= ~others
+    mean = extract.average(members)
+
+    def iou(a, b):
+        return (a & b).sum() / max((a | b).sum(), 1)
+
+    assert one.confidence == pytest.approx(mean[part].mean())
+    wanted = np.mean([iou((m > 0.5) & near, part & ~np.isnan(m)) for m in members])
+    assert one.agreement == pytest.approx(wanted)
+    assert one.stability == pytest.approx(((mean > 0.7) & near).sum() / ((mean > 0.3) & near).sum())
+    share = np.array([[part[y : y + 16, x : x + 16].mean() for x in (0, 16, 32)] for y in (0, 16)])
+    inside = (similarity * share).sum() / share.sum()
+    outside = (similarity * (1 - share)).sum() / (1 - share).sum()
+    assert one.similarity == pytest.approx(min(max(inside, 0.0), 1.0), abs=1e-5)
+    assert one.lead == pytest.approx(min(max(0.5 + 0.5 * (inside - outside), 0.0), 1.0), abs=1e-5)
+    cut = min(0.5, 0.5 * coarse[part].max())
+    assert one.coarse == pytest.approx(iou((coarse > cut) & ~others, part))
+    assert one.support == pytest.approx(coarse[part].mean())
+    assert one.uncontested == pytest.approx(1 - (rival[part] > np.maximum(coarse[part], 0.3)).mean())
+
+
+def test_evidence_stays_between_0_and_1():
+    part = boxes((0, 0, 16, 16), height=32, width=32) > 0
+    for inside, outside, similarity, lead in ((3.0, -3.0, 1.0, 1.0), (-3.0, 3.0, 0.0, 0.0)):
+        values = np.full((2, 2), outside, np.float32)
+        values[0, 0] = inside
+        one = extract.weigh(part[None] * np.float32(0.9), part, ~part, 0.5, values, np.zeros(part.shape, np.float32))
+        assert (one.similarity, one.lead) == (similarity, lead)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_part_is_lifted_to_its_place_in_the_image(mirrored):
+    """A canvas of the image's own resolution: values come back as they are, soft three pixels around the part."""
+    from ocdit_ros.segment.views import View
+
+    view = View(x=20, y=10, width=32, height=32, canvas=(32, 32), mirrored=mirrored)
+    confidence = np.random.default_rng(1).random((32, 32), np.float32)
+    part, others = np.zeros((32, 32), bool), np.zeros((32, 32), bool)
+    part[8:16, 6:12] = True
+    others[:, 13:] = True
+    patch, x, y = extract.lift(confidence, part, others, view, 60, 80)
+    soft = np.zeros((32, 32), np.float32)
+    soft[5:19, 3:13] = confidence[5:19, 3:13]  # three pixels around, without the others
+    image = np.zeros((60, 80), np.float32)
+    image[10:42, 20:52] = soft[:, ::-1] if mirrored else soft
+    lifted = np.zeros((60, 80), np.float32)
+    lifted[y : y + patch.shape[0], x : x + patch.shape[1]] = patch
+    assert patch.shape == (14, 10)
+    np.testing.assert_allclose(lifted, image, atol=1e-4)
+
+
+def test_parts_at_the_edges_of_the_rules():
+    # pixels that touch at a corner are one part, values at the threshold belong to none
+    corner = boxes((0, 0, 4, 4), (4, 4, 4, 4))
+    assert len(extract.separate(corner, 0.5)) == 1
+    assert extract.separate(boxes((0, 0, 4, 4), value=0.5), 0.5) == []
+    # four pixels are a part, three are none
+    assert [int(p.sum()) for p in extract.separate(boxes((0, 0, 2, 2)), 0.5)] == [4]
+    assert extract.separate(boxes((0, 0, 3, 1)), 0.5) == []
+    assert (extract.separate(boxes((3, 2, 5, 4)), 0.5)[0] == (boxes((3, 2, 5, 4)) > 0)).all()
+    # largest first, wherever it lies
+    parts = extract.separate(boxes((0, 0, 8, 8), (40, 20, 20, 20), (0, 40, 12, 12)), 0.5)
+    assert [int(p.sum()) for p in parts] == [400, 144]  # 64 is less than a fifth
+    # no more than sixteen
+    many = boxes(*[(5 * (n % 6), 5 * (n // 6), 3, 3) for n in range(18)])
+    assert len(extract.separate(many, 0.5)) == 16
+    # half the threshold does not connect
+    two = boxes((2, 10, 20, 20), (50, 10, 20, 20))
+    two[15:20, 22:50] = 0.25
+    assert len(extract.separate(two, 0.5)) == 2
+
+
+def test_the_gap_is_measured_by_the_longer_side_of_the_larger_part():
+    occluders = np.ones((64, 96), bool)
+    for first, second in (((2, 10, 30, 12), (46, 10, 12, 29)), ((2, 10, 12, 29), (28, 10, 30, 12))):
+        assert second[0] - first[0] - first[2] == 14
+        assert len(extract.separate(boxes(first, second), 0.5, occluders=occluders)) == 1
+        further = (second[0] + 2, *second[1:])
+        assert len(extract.separate(boxes(first, further), 0.5, occluders=occluders)) == 2

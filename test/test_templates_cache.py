@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import logging
 import mmap
 import multiprocessing
@@ -305,6 +307,55 @@ def test_old_temporary_files_are_removed(store, mesh):
     get(store, mesh, feature_key="other")
     assert not old.exists()
     assert new.exists()
+
+
+def test_temporary_files_of_the_living_stay(store, mesh, monkeypatch):
+    """A writer holds a lock on its file; what a killed one has left goes after a minute."""
+    get(store, mesh)
+    ages = {"fresh": 5, "dead": 90, "alive": 7200}
+    paths = {name: store.directory / f".{name}.1.tmp" for name in ages}
+
+    def lay_out():
+        for name, age in ages.items():
+            paths[name].write_bytes(b"x")
+            os.utime(paths[name], (time.time() - age,) * 2)
+
+    lay_out()
+    with paths["alive"].open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        get(store, mesh, feature_key="other")
+    assert [name for name in ages if paths[name].exists()] == ["fresh", "alive"]
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    lay_out()
+    monkeypatch.setattr(cache.fcntl, "flock", no_locks)
+    get(store, mesh, feature_key="third")
+    assert [name for name in ages if paths[name].exists()] == ["fresh", "dead"]  # "alive" is two hours old
+
+
+def test_a_writer_holds_a_lock_on_its_file(store, mesh, monkeypatch):
+    seen, replace = [], os.replace
+
+    def look(temporary, path):
+        with open(temporary, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        seen.append("free once it is written")
+        replace(temporary, path)
+
+    def locked(descriptor):
+        (temporary,) = store.directory.glob("*.tmp")
+        with temporary.open("rb") as stream, pytest.raises(BlockingIOError):
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        seen.append("locked while it is written")
+        monkeypatch.setattr(cache.os, "fsync", fsync)
+
+    fsync = os.fsync
+    monkeypatch.setattr(cache.os, "fsync", locked)
+    monkeypatch.setattr(cache.os, "replace", look)
+    assert not get(store, mesh).problem
+    assert seen == ["locked while it is written", "free once it is written"]
 
 
 def test_place(monkeypatch, tmp_path):

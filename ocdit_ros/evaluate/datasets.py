@@ -23,10 +23,13 @@ from PIL import Image
 
 from ocdit_ros.segment.models import read_models
 from ocdit_ros.segment.types import SegmentError
-from ocdit_ros.templates import ObjectSpec, TemplateSet
+from ocdit_ros.templates import IMAGE_FORMATS, ObjectSpec, TemplateSet
 
 #: BOP ignores instances that are visible below this fraction (`calc_gt_coco.py` of the BOP toolkit).
 MIN_VISIBLE_FRACTION = 0.1
+
+#: Larger images are refused before they are read: a file of a few bytes may announce gigabytes.
+MAX_PIXELS = 128 * 10**6
 
 _IMAGE_FOLDERS = ("rgb", "gray")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif")
@@ -97,13 +100,23 @@ def result_name(folder_name: str) -> str:
 
 
 def read_rgb(data: str | Path | io.BytesIO) -> np.ndarray:
-    """Read an image file as uint8 [H, W, 3]; grey images are repeated over the three channels."""
-    with Image.open(data) as image:
-        if image.mode in ("I;16", "I", "F"):  # Pillow clips these to 255 instead of scaling them
-            grey = np.asarray(image, dtype=np.float32)
-            grey = np.clip(grey / max(float(grey.max()), 1.0) * 255.0, 0, 255).astype(np.uint8)
-            return np.repeat(grey[:, :, None], 3, axis=2)
-        return np.asarray(image.convert("RGB"))
+    """Read an image file as uint8 [H, W, 3]; grey images are repeated over the three channels.
+
+    Raises ValueError, before its pixels are read, if it has more than MAX_PIXELS; OSError and others of Pillow.
+    """
+    try:
+        with Image.open(data, formats=IMAGE_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million"
+                )
+            if image.mode in ("I;16", "I", "F"):  # Pillow clips these to 255 instead of scaling them
+                grey = np.asarray(image, dtype=np.float32)
+                grey = np.clip(grey / max(float(grey.max()), 1.0) * 255.0, 0, 255).astype(np.uint8)
+                return np.repeat(grey[:, :, None], 3, axis=2)
+            return np.asarray(image.convert("RGB"))
+    except Image.DecompressionBombError as error:  # Pillow's own limit, which is no OSError or ValueError
+        raise ValueError(str(error)) from None
 
 
 def _read_json(path: Path) -> Any:
@@ -111,7 +124,7 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise DatasetError(f"'{path}' is missing; a BOP data set needs it.") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, OSError, RecursionError) as error:  # JSON, UTF-8, or no file
         raise DatasetError(f"'{path}' is not valid JSON: {error}.") from None
 
 
@@ -152,7 +165,11 @@ class BopDataset:
 
     def rgb(self, key: ImageKey) -> np.ndarray:
         """Image as uint8 [H, W, 3]."""
-        return read_rgb(self.image_path(key))
+        path = self.image_path(key)
+        try:
+            return read_rgb(path)
+        except Exception as error:  # Pillow's parsers raise whatever they stumble over
+            raise DatasetError(f"'{path}' cannot be read as an image: {error}.") from None
 
     def image_path(self, key: ImageKey) -> Path:
         """File of an image. Raises DatasetError if there is none."""
@@ -170,21 +187,43 @@ class BopDataset:
         image = str(key.image_id)
         if image not in annotations:
             return []
-        if len(infos.get(image, ())) != len(annotations[image]):
+        try:
+            rows = [(int(a["obj_id"]), float(i["visib_fract"])) for a, i in zip(annotations[image], infos[image])]
+            complete = len(infos[image]) == len(annotations[image])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            rows, complete = [], False
+        if not complete or any(not 0.0 <= fraction <= 1.0 for _, fraction in rows):
             raise DatasetError(
-                f"scene_gt.json and scene_gt_info.json of scene {key.scene_id} disagree about image {key.image_id}."
+                f"scene_gt.json and scene_gt_info.json of scene {key.scene_id} disagree about image {key.image_id}, "
+                "or lack obj_id or visib_fract (0 to 1)."
             )
+        if unknown := [number for number, _ in rows if number not in self._models]:
+            raise DatasetError(f"scene_gt.json of scene {key.scene_id} names object {unknown[0]}, which has no mesh.")
+        size = self._image_size(key)
         instances = []
-        for index, (annotation, info) in enumerate(zip(annotations[image], infos[image], strict=True)):
+        for index, (number, fraction) in enumerate(rows):
             path = self._scene_folder(key.scene_id) / "mask_visib" / f"{key.image_id:06d}_{index:06d}.png"
             if not path.is_file():
                 raise DatasetError(f"'{path}' is missing; the evaluation needs the visible masks.")
-            with Image.open(path) as image_file:
-                mask = np.asarray(image_file)
+            try:
+                with Image.open(path, formats=IMAGE_FORMATS) as image_file:
+                    if image_file.size != size:
+                        raise ValueError(f"it has {image_file.size} pixels, its image {size}")
+                    mask = np.asarray(image_file)
+            except Exception as error:  # Pillow's parsers raise whatever they stumble over
+                raise DatasetError(f"'{path}' cannot be read as a mask: {error}.") from None
             mask = (mask if mask.ndim == 2 else mask[..., 0]) > 0
             if mask.any():
-                instances.append(GroundTruth(int(annotation["obj_id"]), mask, float(info["visib_fract"])))
+                instances.append(GroundTruth(number, mask, fraction))
         return instances
+
+    def _image_size(self, key: ImageKey) -> tuple[int, int]:
+        path = self.image_path(key)
+        try:
+            with Image.open(path, formats=IMAGE_FORMATS) as image:
+                return image.size
+        except Exception as error:
+            raise DatasetError(f"'{path}' cannot be read as an image: {error}.") from None
 
     def candidates(self, key: ImageKey) -> list[int]:
         """Ids of the objects to look for in this image."""
@@ -209,12 +248,22 @@ class BopDataset:
             path = self.root / name
             if path.is_file():
                 rows = _read_json(path)
-                keys = dict.fromkeys((int(row["scene_id"]), int(row["im_id"])) for row in rows)
+                try:
+                    keys = dict.fromkeys((int(row["scene_id"]), int(row["im_id"])) for row in rows)
+                    if not all(0 <= number < 10**9 for key in keys for number in key):
+                        raise ValueError
+                except (KeyError, TypeError, ValueError, OverflowError):
+                    raise DatasetError(f"'{path}' must be a list of rows with scene_id and im_id.") from None
                 return [ImageKey(*key) for key in keys]
         if targets:
             raise DatasetError(f"'{self.root / targets}' is missing; check --targets.")
         scenes = sorted(int(p.name) for p in self._split_folder.iterdir() if p.is_dir() and p.name.isdigit())
-        return [ImageKey(s, i) for s in scenes for i in sorted(int(k) for k in self._scene(s)[0])]
+        try:
+            return [ImageKey(s, i) for s in scenes for i in sorted(int(k) for k in self._scene(s)[0])]
+        except DatasetError:
+            raise
+        except (TypeError, ValueError):
+            raise DatasetError(f"A scene_gt.json in '{self._split_folder}' has keys that are no numbers.") from None
 
     def _scene_folder(self, scene_id: int) -> Path:
         return self._split_folder / f"{scene_id:06d}"
@@ -222,7 +271,10 @@ class BopDataset:
     def _scene(self, scene_id: int) -> tuple[dict[str, Any], dict[str, Any]]:
         if scene_id not in self._scenes:
             folder = self._scene_folder(scene_id)
-            self._scenes[scene_id] = _read_json(folder / "scene_gt.json"), _read_json(folder / "scene_gt_info.json")
+            both = _read_json(folder / "scene_gt.json"), _read_json(folder / "scene_gt_info.json")
+            if not all(isinstance(one, dict) for one in both):
+                raise DatasetError(f"scene_gt.json and scene_gt_info.json in '{folder}' must map images to lists.")
+            self._scenes[scene_id] = both
         return self._scenes[scene_id]
 
 

@@ -76,17 +76,26 @@ def read_metadata(path: str | os.PathLike[str]) -> tuple[ModelConfig, dict[str, 
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"'{path}' is not a readable safetensors file (truncated or damaged?): {error}") from None
+        reason = _line(error)
+        raise CheckpointError(
+            f"'{path}' is not a readable safetensors file (truncated or damaged?): {reason}"
+        ) from None
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"'{path}' is a safetensors file, but not a checkpoint of {FORMAT}")
     if metadata.get("version") != str(VERSION):
         raise CheckpointError(
-            f"'{path}' has checkpoint version {metadata.get('version')}, this package reads {VERSION}"
+            f"'{path}' has checkpoint version {_line(metadata.get('version'))}, this package reads {VERSION}"
         )
     try:
         return ModelConfig.from_json(metadata["config"]), json.loads(metadata.get("provenance", "{}"))
     except (KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"'{path}' holds an unusable configuration: {error}") from None
+        raise CheckpointError(f"'{path}' holds an unusable configuration: {_line(error)}") from None
+
+
+def _line(text: object) -> str:
+    """As part of a sentence: what comes out of a file may hold line ends, and have any length."""
+    words = " ".join(str(text).split())
+    return words if len(words) <= 300 else f"{words[:300]}..."
 
 
 def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> OCDiT:
@@ -96,10 +105,13 @@ def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
     missing, unexpected or misshapen tensor.
     """
     config, provenance = read_metadata(path)
+    if 2 * config.depth * config.width**2 > Path(path).stat().st_size:  # at least a matrix in every block, of 2 bytes
+        raise CheckpointError(f"'{path}' holds an unusable configuration: its network is larger than the file")
     try:
         model = OCDiT(config)
-    except ValueError as error:
-        raise CheckpointError(f"'{path}' holds an unusable configuration: {error}") from None
+    except (ValueError, TypeError, RuntimeError, MemoryError, ZeroDivisionError, OverflowError) as error:
+        reason = _line(error) or type(error).__name__
+        raise CheckpointError(f"'{path}' holds an unusable configuration: {reason}") from None
     own = model.state_dict()
     tensors: dict[str, torch.Tensor] = {}
     try:
@@ -113,9 +125,13 @@ def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
                     raise CheckpointError(
                         f"'{path}': tensor '{name}' is {tuple(given.shape)}, expected {tuple(tensor.shape)}"
                     )
+                if given.is_floating_point() != tensor.is_floating_point():
+                    raise CheckpointError(f"'{path}': tensor '{name}' is {given.dtype}, expected {tensor.dtype}")
+                if not torch.isfinite(given).all():
+                    raise CheckpointError(f"'{path}': tensor '{name}' has values that are not finite numbers")
                 tensors[name] = given.to(tensor.dtype)
     except SafetensorError as error:
-        raise CheckpointError(f"'{path}' cannot be read: {error}") from None
+        raise CheckpointError(f"'{path}' cannot be read: {_line(error)}") from None
     unexpected = sorted(names - set(own))
     if unexpected:
         raise CheckpointError(f"'{path}' holds the unexpected tensor '{unexpected[0]}'")

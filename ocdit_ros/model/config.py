@@ -74,6 +74,10 @@ class ModelConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        for name, most in _MOST.items():  # a file of a few bytes may not ask for all the memory there is
+            value = getattr(self, name)
+            if max(value, default=0) > most if isinstance(value, tuple) else not value <= most:
+                raise ValueError(f"{name} is {value}, must be at most {most:g}")
         if self.correlation_width and (
             not self.correlation_strides or any(s < 1 or 16 % s for s in self.correlation_strides)
         ):
@@ -133,6 +137,13 @@ class ModelConfig:
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**fields)
 
+
+#: Far beyond the paper's network and all that fits a GPU.
+_MOST: dict[str, float] = {
+    "max_objects": 65536, "train_objects": 65536, "templates": 1024, "template_size": 1024, "max_grid": 1024,
+    "queries_per_object": 1024, "latent_channels": 1024, "vae_channels": 2048, "vae_blocks": 64, "width": 4096,
+    "depth": 128, "mlp_ratio": 16.0, "embed_kernel": 15, "correlation_width": 4096,
+}  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Tab. 1 of the paper and the authors' configuration: 322 M parameters.

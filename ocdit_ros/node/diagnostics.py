@@ -1,7 +1,7 @@
 # Copyright 2026 ocdit_ros contributors
 #
 # SPDX-License-Identifier: Apache-2.0
-"""What the node tells `/diagnostics`: rates, latencies, dropped frames, memory, catalogue, last error."""
+"""What the node tells `/diagnostics`: rates, latencies, dropped frames, memory, what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -11,10 +11,22 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+#: How many frames the watch on scores compares: the last ones, with so many before them.
+RECENT, BEFORE = 20, 200
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Something that is wrong: a sentence with the cause and what to do."""
+
+    text: str
+    error: bool = False  # else a warning
 
 
 class Statistics:
@@ -33,14 +45,32 @@ class Statistics:
             self._latencies: dict[str, deque[float]] = {}
             self._arrived: deque[float] = deque(maxlen=self._window)
             self._done: deque[float] = deque(maxlen=self._window)
+            self._heard: dict[str, float] = {}  # when each camera was last heard
+            self._scores: deque[float] = deque(maxlen=RECENT + BEFORE)
+            self._working_since: float | None = None
+            self.lost = ""
             self.last_error = ""
             self._last_error_time = -float("inf")
 
-    def frame_received(self) -> None:
+    def listening(self, cameras: Sequence[str]) -> None:
+        """From now on frames of these cameras are waited for; of none: nobody listens."""
+        with self._lock:
+            self._heard = dict.fromkeys(cameras, time.monotonic())
+            self._scores.clear()
+
+    def frame_received(self, camera: str = "") -> None:
         """A frame arrived."""
         with self._lock:
+            now = time.monotonic()
             self.received += 1
-            self._arrived.append(time.monotonic())
+            self._arrived.append(now)
+            if camera in self._heard:
+                self._heard[camera] = now
+
+    def working(self, begun: bool) -> None:
+        """The frames in hand were taken up, or are done with."""
+        with self._lock:
+            self._working_since = time.monotonic() if begun else None
 
     def frames_replaced(self, count: int = 1) -> None:
         """Frames were dropped: a newer one arrived before it was their turn, or the node was deactivated."""
@@ -52,10 +82,11 @@ class Statistics:
         with self._lock:
             self.batches += 1
 
-    def frame_processed(self, seconds: Mapping[str, float]) -> None:
-        """Results were published; the time that each stage took, by name."""
+    def frame_processed(self, seconds: Mapping[str, float], best: float = 0.0) -> None:
+        """Results were published: the time that each stage took, by name, and the best score, 0 without any."""
         with self._lock:
             self.processed += 1
+            self._scores.append(best)
             self._done.append(time.monotonic())
             for stage, value in seconds.items():
                 self._latencies.setdefault(stage, deque(maxlen=self._window)).append(value)
@@ -71,6 +102,54 @@ class Statistics:
         with self._lock:
             self.last_error = reason
             self._last_error_time = time.monotonic()
+
+    def device_lost(self, reason: str) -> None:
+        """The device will not work again in this process."""
+        with self._lock:
+            self.lost = reason
+
+    def troubles(self, no_frames: float, latency: float, scores: float, names: Mapping[str, str]) -> list[Trouble]:
+        """What the watchdogs see; each bound is off at 0.
+
+        Args:
+            no_frames: seconds without a frame of a camera.
+            latency: seconds from the arrival of a frame to its result.
+            scores: share of the usual best score of a frame.
+            names: topic of each camera.
+        """
+        found = []
+        with self._lock:
+            now = time.monotonic()
+            if self.lost:
+                found.append(Trouble(self.lost, error=True))
+            for camera, heard in self._heard.items():
+                if no_frames and now - heard > no_frames:
+                    topic = names.get(camera, camera)
+                    found.append(
+                        Trouble(
+                            f"no image on {topic} for {now - heard:.0f} s: is the camera running, and does it publish "
+                            f"there (ros2 topic info -v {topic})?"
+                        )
+                    )
+            advice = "lower steps, ensemble, augmentations or coarse_size, or look for fewer objects"
+            times = self._latencies.get("total")
+            if latency and self._working_since is not None and now - self._working_since > latency:
+                taken = now - self._working_since
+                found.append(Trouble(f"the frame in hand has taken {taken:.1f} s, more than {latency:g} s: {advice}"))
+            elif latency and times and statistics.median(times) > latency:
+                taken = statistics.median(times)
+                found.append(Trouble(f"a frame takes {taken:.1f} s, more than {latency:g} s: {advice}"))
+            best = list(self._scores)
+            if scores and len(best) >= 2 * RECENT:
+                recent, usual = statistics.median(best[-RECENT:]), statistics.median(best[:-RECENT])
+                if recent < scores * usual:
+                    found.append(
+                        Trouble(
+                            f"the best score of a frame fell from {usual:.2f} to {recent:.2f}: are the objects in "
+                            "view, has the light, the focus or the exposure changed, is the lens clean?"
+                        )
+                    )
+        return found
 
     def error_age(self) -> float:
         """Seconds since the last error; infinite if there was none."""
@@ -120,16 +199,29 @@ def memory() -> dict[str, str]:
 
 
 def diagnostics_message(
-    stamp: Any, name: str, hardware_id: str, state: str, statistics_: Statistics, extra: Mapping[str, str]
+    stamp: Any,
+    name: str,
+    hardware_id: str,
+    state: str,
+    statistics_: Statistics,
+    extra: Mapping[str, str],
+    troubles: Sequence[Trouble] = (),
 ) -> DiagnosticArray:
-    """The whole message: ERROR while the last error is at most 5 s old; `state`: of the lifecycle."""
+    """The whole message; `state`: of the lifecycle.
+
+    ERROR while the last error is at most 5 s old or one of the troubles is one, WARN with other troubles.
+    """
     values = {"lifecycle state": state, **extra, **statistics_.values(), **memory()}
-    failing = statistics_.error_age() <= 5.0
+    if statistics_.error_age() <= 5.0:
+        troubles = [Trouble(statistics_.last_error, error=True), *troubles]
+    level = DiagnosticStatus.WARN if troubles else DiagnosticStatus.OK
+    if any(trouble.error for trouble in troubles):
+        level = DiagnosticStatus.ERROR
     status = DiagnosticStatus(
-        level=DiagnosticStatus.ERROR if failing else DiagnosticStatus.OK,
+        level=level,
         name=name,
         hardware_id=hardware_id,
-        message=statistics_.last_error if failing else state,
+        message="; ".join(dict.fromkeys(trouble.text for trouble in troubles)) or state,
         values=[KeyValue(key=key, value=value) for key, value in values.items()],
     )
     message = DiagnosticArray(status=[status])

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import rclpy
 from rclpy.executors import ExternalShutdownException
@@ -22,8 +21,10 @@ from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+from ocdit_ros.node.images import ImageError, decode
 from ocdit_ros.node.messages import image_message
-from ocdit_ros.templates import MeshError, resolve
+from ocdit_ros.templates import IMAGE_FORMATS, MeshError, resolve
+from ocdit_ros.templates.source import read_file
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -48,8 +49,10 @@ def find_images(folder: str) -> list[Path]:
 
 def read_rgb(file: Path) -> np.ndarray | None:
     """uint8 [H, W, 3], as the file stores it (an EXIF rotation is not applied); None if it cannot be read."""
-    pixels = cv2.imread(str(file), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    try:
+        return decode(np.frombuffer(read_file(file), np.uint8), IMAGE_FORMATS)
+    except (ImageError, MeshError):
+        return None
 
 
 class ImageFolder(Node):

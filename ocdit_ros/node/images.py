@@ -12,15 +12,21 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
+import PIL.Image
 
-#: A longer side than this is taken for a corrupt message, not for an image (pixels).
+#: Beyond these it is taken for a corrupt message, not for an image: pixels of the longer side, and of the whole.
 MAX_SIDE = 32768
+MAX_PIXELS = 64 * 1024**2
+
+#: Formats that CompressedImage may hold, as Pillow calls them. OpenCV decodes more, which no colour camera sends.
+FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 class ImageError(ValueError):
@@ -84,8 +90,7 @@ def _convert(message: Any) -> np.ndarray:
     encoding = ENCODINGS.get(name)
     if encoding is None:
         return _foreign(message)
-    if not 0 < width <= MAX_SIDE or not 0 < height <= MAX_SIDE:
-        raise ImageError(f"the image is {width} x {height} pixels, which cannot be right")
+    _check_size(width, height)
     if encoding.even_width and width % 2:
         raise ImageError(f"the {name} image is {width} pixels wide, but that encoding stores pixels in pairs")
     if min(width, height) < encoding.min_side:
@@ -116,17 +121,63 @@ def _decompress(message: Any) -> np.ndarray:
     data = np.frombuffer(message.data, np.uint8)
     if data.size == 0:
         raise ImageError("the compressed image is empty")
-    # An EXIF rotation is not applied: camera_info and depth of that camera are not turned either.
-    try:
-        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:  # a header that promises an absurd size
-        pixels = None
+    pixels = decode(data)
     if pixels is None:
         raise ImageError(
-            f"the compressed image (format '{message.format}', {data.size} bytes) is damaged or of a kind "
-            "that is not supported; jpeg and png are"
+            f"the compressed image (format {_quoted(message.format)}, {data.size} bytes) is damaged or of a kind that "
+            f"is not supported; {', '.join(FORMATS)} are"
         )
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return pixels
+
+
+def decode(data: np.ndarray, formats: tuple[str, ...] = FORMATS) -> np.ndarray | None:
+    """Pixels uint8 [H, W, 3], RGB, of an image file's bytes, uint8 [N]; None if they cannot be read.
+
+    An EXIF rotation is not applied: camera_info and depth of that camera are not turned either. Raises ImageError for
+    impossible sizes.
+    """
+    # The size that the header tells, before anybody makes room for it: a file of a few bytes may announce gigabytes.
+    try:
+        with PIL.Image.open(io.BytesIO(data.data), formats=formats) as header:
+            width, height = header.size
+    except Exception:  # its parsers raise whatever they stumble over
+        return None
+    _check_size(width, height)
+    if not _sound_png(data.data):
+        return None
+    try:
+        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        return None
+    return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _quoted(text: str) -> str:
+    """Text of a message as part of a line of the log: short, without line ends."""
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")
+
+
+def _sound_png(data: memoryview) -> bool:
+    """Whether the parts of a PNG file are within it, one image alone; True for other kinds.
+
+    OpenCV (4.14) makes room for a part, up to 4 GB, before it looks whether there is so much.
+    """
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
+        return True
+    at = 8
+    while at + 12 <= len(data):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8])
+        at += 12 + length
+        if kind == b"IEND":
+            return at <= len(data)
+        if kind == b"acTL":  # an animation
+            return False
+    return False
+
+
+def _check_size(width: int, height: int) -> None:
+    if not 0 < width <= MAX_SIDE or not 0 < height <= MAX_SIDE or width * height > MAX_PIXELS:
+        raise ImageError(f"the image is {width} x {height} pixels, which cannot be right")
 
 
 @functools.cache
@@ -144,5 +195,8 @@ def _foreign(message: Any) -> np.ndarray:
         try:
             return np.ascontiguousarray(bridge.imgmsg_to_cv2(message, "rgb8"))
         except Exception as error:  # CvBridgeError, cv2.error, RuntimeError, depending on the version
-            raise ImageError(f"cv_bridge cannot convert an image of encoding '{message.encoding}': {error}") from None
-    raise ImageError(f"the image encoding '{message.encoding}' is not supported; supported are {', '.join(ENCODINGS)}")
+            reason = " ".join(str(error).split())
+            name = _quoted(message.encoding)
+            raise ImageError(f"cv_bridge cannot convert an image of encoding {name}: {reason}") from None
+    name = _quoted(message.encoding)
+    raise ImageError(f"the image encoding {name} is not supported; supported are {', '.join(ENCODINGS)}")

@@ -11,9 +11,7 @@ parameters: docs/node.md.
 from __future__ import annotations
 
 import concurrent.futures
-import gc
 import logging
-import sys
 import threading
 import time
 import traceback
@@ -41,6 +39,7 @@ from vision_msgs.msg import Detection2DArray, LabelInfo
 from ocdit_ros.node import messages, objects, parameters
 from ocdit_ros.node.backend import BackendError, Factory, SegmenterLike, apply_settings, from_parameters
 from ocdit_ros.node.diagnostics import Statistics, diagnostics_message
+from ocdit_ros.node.faults import explain, free_memory, is_device_lost, is_out_of_memory
 from ocdit_ros.node.images import ImageError, to_rgb
 from ocdit_ros.node.parameters import ParameterError, Takes, Type
 from ocdit_ros.node.worker import Worker
@@ -229,6 +228,7 @@ class SegmentNode(LifecycleNode):
         self._label_info: Any = None
         self._request: _Request | None = None
         self._active = False
+        self._failure_told = -float("inf")  # monotonic time of the last failed frame in the log, s
         self._closing = threading.Event()
         self._release_lock = threading.RLock()
         self.statistics = Statistics()
@@ -372,6 +372,7 @@ class SegmentNode(LifecycleNode):
             raise RuntimeError("a publisher could not be activated")
         self._active = True
         self._publish_label_info()
+        self.statistics.listening([camera.name for camera in self._cameras])
         for camera in self._cameras:
             camera.subscribe(self._on_image)
         topics = ", ".join(self.resolve_topic_name(camera.topic) for camera in self._cameras)
@@ -385,6 +386,7 @@ class SegmentNode(LifecycleNode):
 
     def _unsubscribe(self) -> None:
         self._active = False
+        self.statistics.listening([])
         for camera in self._cameras:
             camera.unsubscribe()
         if self._worker is not None:
@@ -409,10 +411,7 @@ class SegmentNode(LifecycleNode):
             self._fingerprints = {}
             if self._closing.is_set():  # the end of the process frees the rest, and faster
                 return
-            gc.collect()
-            cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)
-            if hasattr(cuda, "empty_cache") and cuda.is_initialized():
-                cuda.empty_cache()
+            free_memory()
 
     def _wait_for(self, future: concurrent.futures.Future) -> Any:
         while not concurrent.futures.wait([future], 0.1).done:
@@ -451,7 +450,7 @@ class SegmentNode(LifecycleNode):
         if not self._active or worker is None:
             return
         received = time.monotonic()
-        self.statistics.frame_received()
+        self.statistics.frame_received(camera.name)
         wanted = request is not None and request.accept(camera.name)
         if wanted or self._values["mode"] == "stream":
             replaced = worker.mailbox.put(camera.name, _Frame(camera, message, received))
@@ -459,6 +458,13 @@ class SegmentNode(LifecycleNode):
 
     def _process(self, frames: list[_Frame]) -> None:
         """Segment frames together and publish; runs in the worker. One that is of no use is told and dropped."""
+        self.statistics.working(True)
+        try:
+            self._segment(frames)
+        finally:
+            self.statistics.working(False)
+
+    def _segment(self, frames: list[_Frame]) -> None:
         begun = time.monotonic()
         usable: list[tuple[_Frame, np.ndarray, float]] = []
         for frame in frames:
@@ -502,19 +508,29 @@ class SegmentNode(LifecycleNode):
         since = time.monotonic()
         frame.camera.publish(header, rgb, instances, selected)
         seconds["publish"] = time.monotonic() - since
+        seconds["total"] = time.monotonic() - frame.received
         if header.stamp.sec or header.stamp.nanosec:
             age = self.get_clock().now() - Time.from_msg(header.stamp, clock_type=self.get_clock().clock_type)
             seconds["stamp to result"] = age.nanoseconds * 1e-9
-        self.statistics.frame_processed(seconds)
+        self.statistics.frame_processed(seconds, max((instance.score for instance in instances), default=0.0))
 
     def _fail(self, frame: _Frame, error: Exception) -> None:
         """Tell of an error that nobody foresaw; called while it is handled."""
         if self._closing.is_set():
             return  # the publishers may be gone already
-        text = f"{type(error).__name__}: {error}"
+        text = explain(error)
         self.statistics.frame_failed(f"frame dropped: {text}")
-        self.get_logger().error(f"frame dropped:\n{traceback.format_exc()}", throttle_duration_sec=5.0)
+        if is_device_lost(error):
+            self.statistics.device_lost(text)
+        now = time.monotonic()  # the log's own throttle takes the clock of the robot, which may jump
+        if now - self._failure_told >= WARNING_PERIOD:
+            self._failure_told = now
+            self.get_logger().error(f"frame dropped: {text}\n{traceback.format_exc()}")
         self._complete(frame, False, text)
+        if is_out_of_memory(error):
+            # What the failed frame held must be free before the next one; the traceback holds its arrays.
+            traceback.clear_frames(error.__traceback__)
+            free_memory()
 
     def _complete(self, frame: _Frame, success: bool, text: str) -> None:
         request = self._request
@@ -597,15 +613,19 @@ class SegmentNode(LifecycleNode):
     def _publish_diagnostics(self) -> None:
         segmenter = self._segmenter
         names = segmenter.objects if segmenter is not None else []
-        extra = {"mode": self._values["mode"], "objects": f"{len(names)}: {', '.join(names)}"}
+        values = self._values
+        extra = {"mode": values["mode"], "objects": f"{len(names)}: {', '.join(names)}"}
+        topics = {camera.name: self.resolve_topic_name(camera.topic) for camera in list(self._cameras)}
+        watched = (values["watch_no_frames"], values["watch_latency"], values["watch_scores"])
         self._diagnostics.publish(
             diagnostics_message(
                 self.get_clock().now().to_msg(),
                 f"{self.get_fully_qualified_name().lstrip('/')}: segmentation",
-                self._values["device"],
+                values["device"],
                 self.state,
                 self.statistics,
                 extra,
+                self.statistics.troubles(*watched, topics),
             )
         )
 

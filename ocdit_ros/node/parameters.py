@@ -286,6 +286,24 @@ PARAMETERS: tuple[Parameter, ...] = (
         "Object whose best instance ~/mask shows; empty: the best detection of all.",
         pattern=_NAME_PATTERN,
     ),
+    # Watchdogs
+    Parameter(
+        "watch_no_frames", Type.DOUBLE, 10.0, Takes.NOW,
+        "While active, /diagnostics warn when a camera has sent nothing for so long; 0: never.",
+        unit="s", minimum=0.0, maximum=86400.0,
+    ),
+    Parameter(
+        "watch_latency", Type.DOUBLE, 0.0, Takes.NOW,
+        "/diagnostics warn when frames (the median of the last ones, or the one in hand) take longer than this from "
+        "arrival to result; 0: never.",
+        unit="s", minimum=0.0, maximum=86400.0,
+    ),
+    Parameter(
+        "watch_scores", Type.DOUBLE, 0.0, Takes.NOW,
+        "/diagnostics warn when the best score of a frame (the median of the last 20 frames, nothing found counts 0) "
+        "falls below this share of what it was before; 0: never, as is right where objects leave the view.",
+        minimum=0.0, maximum=1.0,
+    ),
 )  # fmt: skip
 
 #: Parameters of one object; `<name>` stands for a name in `objects`.

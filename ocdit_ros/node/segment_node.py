@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None, make_segmenter: Factory | None 
         signal.signal(number, lambda *_: os._exit(0))
 
     import rclpy
+    from rclpy.exceptions import ParameterException
     from rclpy.executors import MultiThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
@@ -46,7 +47,11 @@ def main(arguments: Sequence[str] | None = None, make_segmenter: Factory | None 
         sys.exit(f"segment_node: {error}")
     for number in numbers:
         signal.signal(number, lambda *_: stop.set())
-    node = SegmentNode(make_segmenter or from_parameters)
+    try:
+        node = SegmentNode(make_segmenter or from_parameters)
+    except ParameterException as error:  # a parameter of rclpy itself, use_sim_time, of a wrong type
+        rclpy.try_shutdown()
+        sys.exit(f"segment_node: {' '.join(str(error).split())}")
     gc.freeze()  # what the imports made stays for good: no collection has to look at it again
     executor = MultiThreadedExecutor(num_threads=THREADS)
     executor.add_node(node)

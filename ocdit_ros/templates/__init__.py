@@ -14,11 +14,12 @@ from .decimation import decimate
 from .loader import load_mesh
 from .mesh import Mesh, MeshError
 from .renderer import RenderSettings, cameras, render
-from .source import resolve
+from .source import IMAGE_FORMATS, resolve
 from .types import ObjectSpec, TemplateSet
 from .views import viewpoints
 
 __all__ = [
+    "IMAGE_FORMATS",
     "CacheEntry",
     "Mesh",
     "MeshError",

@@ -45,7 +45,9 @@ _MAGIC = b"OCDITTPL0001\n\0\0\0"
 _START = len(_MAGIC) + hashlib.sha256().digest_size
 _SUFFIX = ".templates"
 _ARRAYS = ("images", "masks", "depths", "rotations")
-_STALE_SECONDS = 3600.0  # age at which a temporary file belongs to nobody any more
+#: Age in seconds at which a temporary file that nobody holds a lock on is removed, and at which one is where there are
+#: no locks. A writer that is killed again and again must not fill the disk.
+_ABANDONED_SECONDS, _STALE_SECONDS = 60.0, 3600.0
 
 Featurize = Callable[[TemplateSet], dict[str, NDArray[Any]]]
 
@@ -217,6 +219,8 @@ class TemplateCache:
         self.directory.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as stream:
+                with contextlib.suppress(OSError):
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says that its writer lives
                 stream.write(_MAGIC + hashlib.sha256(block).digest())
                 stream.write(block)
                 stream.flush()
@@ -237,7 +241,7 @@ class TemplateCache:
                     status = item.stat(follow_symlinks=False)
                     if item.name.endswith(_SUFFIX):
                         entries.append((item.name == keep, status.st_mtime_ns, status.st_size, item.path))
-                    elif item.name.endswith(".tmp") and time.time() - status.st_mtime > _STALE_SECONDS:
+                    elif item.name.endswith(".tmp") and _abandoned(item.path, time.time() - status.st_mtime):
                         os.unlink(item.path)
         total = sum(size for _, _, size, _ in entries)
         for kept, _, size, path in sorted(entries):
@@ -264,6 +268,20 @@ def default_directory() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
     return root / "ocdit_ros" / "templates"
+
+
+def _abandoned(path: str, age: float) -> bool:
+    """Whether the writer of a temporary file is gone; `age`: seconds since it last wrote."""
+    if age <= _ABANDONED_SECONDS:
+        return False
+    try:
+        with open(path, "ab") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except BlockingIOError:
+        return False
+    except OSError:  # no locks on this file system
+        return age > _STALE_SECONDS
 
 
 def _prefix(path: Path, digest: str, scale: float, settings: RenderSettings, feature_key: str) -> str:
@@ -321,6 +339,16 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
 
 def _entry(metadata: dict[str, str], arrays: dict[str, NDArray[Any]], name: str) -> CacheEntry:
     templates = TemplateSet(**{key: arrays[key] for key in _ARRAYS}, diameter=float(metadata["diameter"]), name=name)
+    count, side = templates.images.shape[:2]
+    shapes = {
+        "images": (np.uint8, (count, side, side, 3)), "masks": (np.uint8, (count, side, side)),
+        "depths": (np.float32, (count, side, side)), "rotations": (np.float32, (count, 3, 3)),
+    }  # fmt: skip
+    for key, (dtype, shape) in shapes.items():
+        if arrays[key].dtype != dtype or arrays[key].shape != shape:
+            raise _DamagedError(f"its {key} are {arrays[key].dtype} {arrays[key].shape}")
+    if not (count and side and 0.0 < templates.diameter < np.inf):
+        raise _DamagedError("it holds no object")
     features = {k.removeprefix("features/"): v for k, v in arrays.items() if k.startswith("features/")}
     return CacheEntry(templates, features, cached=True)
 

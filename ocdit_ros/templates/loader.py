@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .mesh import NEUTRAL_GREY, Mesh, diameter
-from .source import MeshError, read_file, resolve
+from .source import IMAGE_FORMATS, MeshError, is_beside, read_file, resolve
 
 if TYPE_CHECKING:
     import trimesh
@@ -60,7 +60,7 @@ class _Part:
 class _Files:
     """Serves the files a mesh refers to (the resolver protocol of trimesh) and remembers what came of it."""
 
-    directory: Path
+    directory: Path  # of the mesh, as it was named
     libraries: list[str] = field(default_factory=list)  # OBJ: all material files, of which trimesh asks for the first
     read: list[tuple[Path, str]] = field(default_factory=list)
     problem: str = ""
@@ -73,12 +73,16 @@ class _Files:
 
     def _one(self, name: str) -> bytes:
         text = name.strip().replace("\\", "/")
+        if len(text) > 1000 or not text.isprintable():
+            return self._fail("it refers to a file whose name is none")
         wanted = [text, unquote(text)]
         if text.startswith("-"):  # options of an MTL texture statement come before the name
             wanted.append(text.split()[-1])
         for candidate in dict.fromkeys(wanted):
             try:
                 path = resolve(candidate if "://" in candidate else self.directory / candidate)
+                if not candidate.startswith("package://") and not is_beside(path, self.directory):
+                    raise MeshError("it is neither in the folder of the mesh nor in that above it")
             except MeshError as error:
                 return self._fail(f"it refers to {candidate!r}, which cannot be followed ({_clean(error)})")
             if not os.path.lexists(path):
@@ -170,24 +174,35 @@ def _read(path: Path, kind: str, data: bytes, files: _Files) -> Iterator[_Part]:
         geometry = scene.geometry[name]
         if not isinstance(geometry, trimesh.Trimesh) or len(geometry.faces) == 0:
             continue
-        if kind == "ply":
-            _check_ply_faces(geometry.metadata.get("_ply_raw"))
-        faces = np.asarray(geometry.faces, np.int64)
-        vertices = np.asarray(geometry.vertices, np.float64)
-        if faces.min() < 0 or faces.max() >= len(vertices):
-            raise MeshError(f"a face refers to vertex {faces.max()}, but there are {len(vertices)} vertices")
-        if len(faces) > MAX_FACES:
-            raise MeshError(f"it has more than {MAX_FACES} faces")
-        part = _appearance(geometry, faces, kind)
-        if kind == "off" and re.match(rb"\s*C", data):
-            part.colors = _off_colors(path, len(vertices))[faces]
-        elif kind == "off":
-            part.colors = _off_face_colors(data, part.colors)
-        with np.errstate(all="ignore"):  # what overflows here is refused later
-            part.vertices = vertices @ transform[:3, :3].T + transform[:3, 3]
-            if kind == "dae":
-                part.vertices *= _declared_unit(geometry)
-        yield part
+        try:
+            yield _part(geometry, transform, kind, data)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, MeshError):
+                raise
+            raise MeshError(f"its parts contradict each other ({_clean(error)})") from error
+
+
+def _part(geometry: trimesh.Trimesh, transform: NDArray[np.float64], kind: str, data: bytes) -> _Part:
+    if kind == "ply":
+        _check_ply_faces(geometry.metadata.get("_ply_raw"))
+    faces = np.asarray(geometry.faces, np.int64)
+    vertices = np.asarray(geometry.vertices, np.float64)
+    if vertices.ndim != 2 or vertices.shape[1] != 3:
+        raise MeshError(f"its vertices have {vertices.shape[-1]} coordinates instead of 3")
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise MeshError(f"a face refers to vertex {faces.max()}, but there are {len(vertices)} vertices")
+    if len(faces) > MAX_FACES:
+        raise MeshError(f"it has more than {MAX_FACES} faces")
+    part = _appearance(geometry, faces, kind)
+    if kind == "off" and re.match(rb"\s*C", data):
+        part.colors = _off_colors(data, len(vertices))[faces]
+    elif kind == "off":
+        part.colors = _off_face_colors(data, part.colors)
+    with np.errstate(all="ignore"):  # what overflows here is refused later
+        part.vertices = vertices @ transform[:3, :3].T + transform[:3, 3]
+        if kind == "dae":
+            part.vertices *= _declared_unit(geometry)
+    return part
 
 
 def _appearance(geometry: trimesh.Trimesh, faces: NDArray[np.int64], kind: str) -> _Part:
@@ -210,7 +225,12 @@ def _appearance(geometry: trimesh.Trimesh, faces: NDArray[np.int64], kind: str) 
         image = getattr(material, "image", None) or getattr(material, "baseColorTexture", None)
         if image is not None and visual.uv is not None:
             part.image = image
-            part.uv = np.asarray(visual.uv, np.float32)[faces]
+            uv = np.asarray(visual.uv, np.float32)
+            if uv.ndim != 2 or uv.shape[1] < 2:
+                raise MeshError(f"its texture coordinates have {uv.shape[-1]} numbers instead of 2")
+            if len(uv) != len(geometry.vertices):
+                raise MeshError(f"it has {len(uv)} texture coordinates for {len(geometry.vertices)} vertices")
+            part.uv = uv[:, :2][faces]  # OBJ allows a third
         vertex = visual.vertex_attributes.get("color", geometry.vertex_attributes.get("color"))
         base = _base_color(material, part.image is not None, kind)
         part.colors = np.broadcast_to(base, part.colors.shape)
@@ -253,43 +273,60 @@ def _stl_colors(attribute: NDArray[np.uint16]) -> NDArray[np.uint8]:
     return np.repeat(colors[:, None], 3, axis=1)
 
 
-def _off_colors(path: Path, count: int) -> NDArray[np.uint8]:
-    """Vertex colours [count, 3] of a COFF file, which trimesh leaves out and Open3D reads."""
-    import open3d as o3d
+def _off_rows(data: bytes) -> tuple[list[list[bytes]], list[list[bytes]]]:
+    """Words of the lines of vertices and of faces. Raises ValueError, IndexError."""
+    lines = [line for line in (raw.split(b"#")[0].split() for raw in data.splitlines()) if line]
+    counts = lines[0][1:] or lines[1]
+    first = 1 if lines[0][1:] else 2
+    middle = first + int(counts[0])
+    return lines[first:middle], lines[middle : middle + int(counts[1])]
 
-    with o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):
-        colors = np.asarray(o3d.io.read_triangle_mesh(path).vertex_colors)
-    if colors.shape != (count, 3) or not np.isfinite(colors).all():
-        raise MeshError("it announces vertex colours (COFF), but they cannot be read")
-    return np.rint(np.clip(colors, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+def _off_values(rows: list[list[bytes]]) -> NDArray[np.uint8]:
+    """Colours of three words each: whole numbers up to 255, or fractions up to 1. Raises ValueError, OverflowError."""
+    values = np.array([[float(word) for word in words] for words in rows])
+    if not (values >= 0.0).all() or not (values <= 255.0).all():
+        raise MeshError("it has colours outside 0 to 255")
+    whole = np.array([all(word.isdigit() for word in words) for words in rows])
+    values[~whole] *= 255.0
+    return np.rint(np.minimum(values, 255.0)).astype(np.uint8)
+
+
+def _off_colors(data: bytes, count: int) -> NDArray[np.uint8]:
+    """Vertex colours [count, 3] of a COFF file, which trimesh leaves out; they end the lines of the vertices."""
+    try:
+        # x y z, with NOFF a normal, then three or four values
+        skip = 6 if re.match(rb"\s*\w*NOFF", data) else 3
+        rows = [row[skip:] for row in _off_rows(data)[0]]
+        if len(rows) != count or any(len(row) not in (3, 4) for row in rows):
+            raise MeshError("it announces vertex colours (COFF), but not every vertex has one")
+        return _off_values([row[:3] for row in rows])
+    except (ValueError, IndexError) as error:
+        if isinstance(error, MeshError):
+            raise
+        raise MeshError(f"its vertex colours cannot be read ({_clean(error)})") from error
 
 
 def _off_face_colors(data: bytes, unknown: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Colours of the corners of faces, from what follows the indices in their lines; both readers leave it out.
+    """Colours of the corners of faces, from what follows the indices in their lines; trimesh leaves it out.
 
-    Three or four values a face, whole numbers up to 255 or fractions up to 1; `unknown` [F, 3, 3] where there are none.
+    Three or four values a face; `unknown` [F, 3, 3] where there are none.
     """
-    lines = [line for line in (raw.split(b"#")[0].split() for raw in data.splitlines()) if line]
     try:
-        counts = lines[0][1:] or lines[1]
-        start = (1 if lines[0][1:] else 2) + int(counts[0])
-        rows = lines[start : start + int(counts[1])]
+        rows = _off_rows(data)[1]
         given = [row[1 + int(row[0]) :][:3] for row in rows]
         colored = np.array([len(words) == 3 for words in given])
         if not colored.any():
             return unknown
-        values = np.array([[float(word) for word in words] for words in given if len(words) == 3])
+        if len(given) != len(unknown) or any(row[0] != b"3" for row in rows):
+            raise MeshError("it has coloured faces of more than three corners, which are not supported in OFF files")
+        colors = unknown.copy()
+        colors[colored] = _off_values([words for words in given if len(words) == 3])[:, None]
+        return colors
     except (ValueError, IndexError) as error:
+        if isinstance(error, MeshError):
+            raise
         raise MeshError(f"the colours of its faces cannot be read ({_clean(error)})") from error
-    if len(given) != len(unknown) or any(row[0] != b"3" for row in rows):
-        raise MeshError("it has coloured faces of more than three corners, which are not supported in OFF files")
-    if not (values >= 0.0).all() or not (values <= 255.0).all():
-        raise MeshError("it has face colours outside 0 to 255")
-    whole = np.array([all(word.isdigit() for word in words) for words in given if len(words) == 3])
-    values[~whole] *= 255.0
-    colors = unknown.copy()
-    colors[colored] = np.rint(np.minimum(values, 255.0)).astype(np.uint8)[:, None]
-    return colors
 
 
 def _declared_unit(geometry: trimesh.Trimesh) -> float:
@@ -379,7 +416,7 @@ def _pixels(image: Image.Image) -> NDArray[np.uint8]:
 
 def _image_problem(data: bytes) -> str:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             return _size_problem(image)
     except Image.UnidentifiedImageError:
         return "is not an image"
@@ -388,6 +425,8 @@ def _image_problem(data: bytes) -> str:
 
 
 def _size_problem(image: Image.Image) -> str:
+    if image.format not in (None, "MPO", *IMAGE_FORMATS):  # embedded; opened, but not yet read. MPO: several JPEG
+        return f"is of the kind {image.format}, which is not supported"
     width, height = image.size
     if width * height > MAX_TEXTURE_PIXELS or max(width, height) > MAX_TEXTURE_SIDE:
         return f"has {width} x {height} pixels, more than can be handled"
@@ -461,8 +500,14 @@ def _check_off(data: bytes) -> None:
 
 
 def _check_dae(data: bytes) -> None:
-    if re.search(rb"<!ENTITY", data):
-        raise MeshError("it declares XML entities, which are not accepted")
+    text = data.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not text.startswith(b"<") or b"\0" in text:  # pycollada would unpack an archive, of whatever size
+        raise MeshError("it cannot be read as DAE (it is no XML in UTF-8)")
+    encoding = re.match(rb"""<\?xml[^>]*?encoding\s*=\s*["']([^"']*)""", text)
+    if encoding and encoding[1].lower() not in (b"utf-8", b"utf8", b"us-ascii", b"ascii", b"iso-8859-1"):
+        raise MeshError("it is in an encoding other than UTF-8, which is not supported")
+    if re.search(rb"<!(ENTITY|DOCTYPE)", data):
+        raise MeshError("it declares XML entities or a document type, which are not accepted")
 
 
 def _check_gltf(kind: str, data: bytes) -> dict[str, Any]:

@@ -15,6 +15,9 @@ class MeshError(ValueError):
     """A mesh that cannot be used; the message is one sentence naming the file and the reason."""
 
 
+#: Kinds of images that are read, as Pillow calls them. Others are left alone: Pillow gives PostScript to a program.
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TGA", "TIFF", "WEBP", "GIF", "PPM", "DDS", "JPEG2000")
+
 #: Files beyond this size are refused: template pixels are few, whatever is larger was not meant for this.
 MAX_FILE_BYTES = 256 * 1024**2
 
@@ -31,15 +34,18 @@ def read_file(path: Path) -> bytes:
         if not stat.S_ISREG(mode):
             raise MeshError(f"{path}: it is a device or pipe, not a mesh file.")
         with path.open("rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)
+            size = os.fstat(stream.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise MeshError(f"{path}: it is larger than {MAX_FILE_BYTES // 1024**2} MiB.")
+            data = stream.read(size + 1)  # read(n) takes n bytes of memory at once, however short the file is
     except FileNotFoundError as error:
         raise MeshError(f"{path}: it does not exist.") from error
     except PermissionError as error:
         raise MeshError(f"{path}: it may not be read (no permission).") from error
     except OSError as error:
         raise MeshError(f"{path}: it cannot be read ({error.strerror or error}).") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise MeshError(f"{path}: it is larger than {MAX_FILE_BYTES // 1024**2} MiB.")
+    if len(data) > size:  # also files of /proc, whose size is 0
+        raise MeshError(f"{path}: it grows while it is read.")
     if not data:
         raise MeshError(f"{path}: it is empty.")
     return data
@@ -92,6 +98,21 @@ def _in_package(uri: str, package: str, relative: str) -> Path:
         return Path(os.path.abspath(path))
     where = "AMENT_PREFIX_PATH is not set" if not prefixes else "it is not in AMENT_PREFIX_PATH"
     raise MeshError(f"{uri}: package {package!r} not found ({where}); source the workspace first.")
+
+
+def is_beside(path: Path, directory: Path) -> bool:
+    """Whether a file that a mesh in `directory` refers to is in that folder or below the one above it.
+
+    That is where materials and textures are kept (meshes/ beside textures/); a file from elsewhere must not steer what
+    is read. Links are judged as in packages.
+    """
+    try:
+        home = directory.resolve()
+        relative = os.path.relpath(path, os.path.abspath(directory))
+    except (OSError, RuntimeError, ValueError):
+        return False
+    top = home.parent if len(home.parts) > 2 else home  # a folder in / has everything beside it
+    return _inside(home / relative, top)
 
 
 def _inside(path: Path, share: Path) -> bool:
