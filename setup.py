@@ -33,6 +33,7 @@ setup(
         "numpy>=1.26,<3",
         "open3d>=0.18",
         "opencv-python-headless>=4.6,<5",
+        "packaging>=23.1",
         "pillow>=10.2",
         "pycollada>=0.8",
         "pycocotools>=2.0.7",

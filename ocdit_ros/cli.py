@@ -1,7 +1,7 @@
 # Copyright 2026 ocdit_ros contributors
 #
 # SPDX-License-Identifier: Apache-2.0
-"""`ocdit`: templates, segment, evaluate, train, benchmark. What a command needs is imported when it runs."""
+"""`ocdit`: doctor, templates, segment, evaluate, train, benchmark. What a command needs is imported when it runs."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 #: Commands that live in another room: command -> (module with add_parser and run, help).
 ELSEWHERE = {
+    "doctor": ("ocdit_ros.doctor", "check this machine, weights, meshes and camera"),
     "templates": ("ocdit_ros.templates.command", "render templates of meshes and look at them"),
     "train": ("ocdit_ros.train.command", "make weights: start, vae, denoiser, export"),
 }
