@@ -341,6 +341,8 @@ def test_locks_hold_the_direct_requirements():
     for lock_file, names in (
         ("lock.txt", ("runtime", "ros", "train", "test")),
         ("lock-distro.txt", ("runtime", "train", "test")),
+        ("lock-docs.txt", ("docs",)),
+        ("lock-preview.txt", ("preview",)),
     ):
         versions = locked(lock_file)
         for name, requirement in pins(*names).items():
@@ -446,7 +448,7 @@ def test_dependencies_page_has_a_reason_for_each_direct_dependency():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if len(cells) == 4 and set(cells[0]) != {"-"} and cells[0] != "package":
             rows[canonicalize_name(cells[0])] = cells
-    direct = pins("runtime", "ros", "train", "test")
+    direct = pins("runtime", "ros", "train", "test", "docs", "preview")
     assert set(rows) == set(direct)
     for name, (_, version, licence, reason) in rows.items():
         assert SpecifierSet(version if version[0] in "<>" else f"=={version}") == direct[name].specifier, name
