@@ -167,19 +167,17 @@ def test_issue_forms_are_complete():
 
 
 @pytest.mark.filterwarnings("ignore:nodes.Node.traverse:DeprecationWarning")
-def test_the_release_tools_of_ros_read_the_changelog(tmp_path):
+def test_the_release_tools_of_ros_read_the_changelog():
     """As catkin_prepare_release does: "Forthcoming" gets version and date, and bloom's parser reads the result."""
     reason = "catkin_pkg is missing (make env brings it)"
     changelog = pytest.importorskip("catkin_pkg.changelog", reason=reason)
     release = pytest.importorskip("catkin_pkg.package_version", reason=reason)
     version = re.search(r'version="([^"]+)"', (ROOT / "setup.py").read_text())[1]
-    file = tmp_path / "CHANGELOG.rst"
     text = (ROOT / "CHANGELOG.rst").read_text()
-    file.write_text(text)
     if label := release.get_forthcoming_label(text):
-        release.update_changelog_sections({"ocdit_ros": (str(file), None, label)}, version)
+        text = release.rename_section(text, label, f"{version} (2026-01-31)")
     read = changelog.Changelog("ocdit_ros")
-    changelog.populate_changelog_from_rst(read, file.read_text())
+    changelog.populate_changelog_from_rst(read, text)
     newest, date, content = next(iter(read.foreach_version()))
     assert newest == version
     assert date is not None
