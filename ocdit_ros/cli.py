@@ -1,7 +1,7 @@
 # Copyright 2026 ocdit_ros contributors
 #
 # SPDX-License-Identifier: Apache-2.0
-"""`ocdit`: templates, segment, evaluate, train, benchmark. What a command needs is imported when it runs."""
+"""The commands of `ocdit` (see ocdit --help). What a command needs is imported when it runs."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 #: Commands that live in another room: command -> (module with add_parser and run, help).
 ELSEWHERE = {
+    "doctor": ("ocdit_ros.doctor", "check this machine, weights, meshes and camera"),
     "templates": ("ocdit_ros.templates.command", "render templates of meshes and look at them"),
     "train": ("ocdit_ros.train.command", "make weights: start, vae, denoiser, export"),
 }
@@ -87,6 +88,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         else:
             commands.add_parser(name, help=text)
     _add_segment(commands)
+    _add_preview(commands)
     _add_evaluate(commands)
     _add_benchmark(commands)
     return parser
@@ -171,13 +173,7 @@ def _unit_interval(text: str) -> float:
 # --------------------------------------------------------------------------- segment
 
 
-def _add_segment(commands: Any) -> None:
-    parser = commands.add_parser(
-        "segment",
-        help="find objects in images",
-        description="Find objects in images and write overlay, labels and COCO JSON.",
-    )
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+def _add_object_options(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--models", metavar="DIR", help="folder of meshes obj_NNNNNN.ply (BOP), optionally names.json")
     what.add_argument("--mesh", nargs="+", metavar="FILE", help="meshes, each called like its file")
@@ -185,6 +181,16 @@ def _add_segment(commands: Any) -> None:
         "--scale", type=float, help="metres per mesh unit (default: 0.001 with --models, 1.0 with --mesh)"
     )
     parser.add_argument("--objects", nargs="+", metavar="NAME", help="look for these objects only")
+
+
+def _add_segment(commands: Any) -> None:
+    parser = commands.add_parser(
+        "segment",
+        help="find objects in images",
+        description="Find objects in images and write overlay, labels and COCO JSON.",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    _add_object_options(parser)
     parser.add_argument("--threshold", type=_unit_interval, metavar="SCORE", help="leave out instances scored below")
     parser.add_argument("--out", metavar="DIR", help="folder for the results (default: beside each image)")
     parser.add_argument("--trace", action="store_true", help="also animate the masks as they emerge from noise (WebP)")
@@ -310,6 +316,46 @@ def _write_trace(path: Path, segmenter: Segmenter, rgb: np.ndarray, steps: int) 
     durations = [250] * (len(pictures) - 1) + [2000]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0, quality=80)
     print(f"  {path}: {len(pictures)} steps")
+
+
+# --------------------------------------------------------------------------- preview
+
+
+def _add_preview(commands: Any) -> None:
+    parser = commands.add_parser(
+        "preview",
+        help="try meshes on images or a camera topic, in the browser",
+        description="Serve a web page on this machine: drop an image or watch a topic, choose objects, move threshold "
+        "and steps, see masks, scores and denoising. From afar: ssh -L 8080:127.0.0.1:8080 ROBOT. Needs the extra "
+        "'preview'.",
+    )
+    _add_object_options(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; whoever reaches it can use it "
+                        "(default: %(default)s)")  # fmt: skip
+    parser.add_argument("--port", type=int, default=8080, help="port to listen on (default: %(default)s)")
+    _add_network_options(parser)
+    parser.set_defaults(run=_preview)
+
+
+def _preview(options: argparse.Namespace) -> int:
+    try:
+        importlib.import_module("nicegui")
+    except ImportError:
+        raise CommandError(
+            "The preview needs NiceGUI: `make preview` adds it, or pip install -r requirements/lock-preview.txt."
+        ) from None
+    from ocdit_ros import preview
+    from ocdit_ros.templates import TemplateCache
+
+    specs = _specs(options)
+    segmenter = _segmenter(options, _settings(options))
+    cache = TemplateCache(options.cache)
+    thumbnails = {}
+    for spec in specs.values():
+        segmenter.add_object(spec)
+        thumbnails[spec.name] = cache.get(spec).templates.images[0]
+    preview.serve(segmenter, thumbnails, options.host, options.port)
+    return 0
 
 
 # --------------------------------------------------------------------------- evaluate

@@ -2,7 +2,7 @@
 # Copyright 2026 ocdit_ros contributors
 #
 # SPDX-License-Identifier: Apache-2.0
-"""Write requirements/lock.txt and requirements/lock-distro.txt from requirements/*.in.
+"""Write the lock files, requirements/lock*.txt, from requirements/*.in.
 
 usage: python3 scripts/lock.py [--upgrade] [--python PYTHON ...]
 
@@ -13,6 +13,8 @@ existing lock file are kept where the .in files allow it, unless --upgrade says 
 lock.txt         ROS 2 from wheels: runtime, ros, train and test
 lock-distro.txt  on top of an installed ROS 2: the same without ros, and with the NumPy of Ubuntu 24.04, since the
                  compiled modules of ROS 2 Jazzy (rclpy messages, cv_bridge) are built against NumPy 1
+lock-docs.txt    the environment in which `make docs` builds the pages; it has nothing to do with the others
+lock-preview.txt what `ocdit preview` adds to lock.txt, with the versions that are there already
 """
 
 from __future__ import annotations
@@ -32,7 +34,11 @@ REQUIREMENTS = ROOT / "requirements"
 LOCKS = {
     "lock.txt": (("runtime", "ros", "train", "test"), (), ("python3.11", "python3.12")),
     "lock-distro.txt": (("runtime", "train", "test"), ("numpy==1.26.4",), ("python3.12",)),
+    "lock-docs.txt": (("docs",), (), ("python3.11", "python3.12")),
+    "lock-preview.txt": (("preview",), (), ("python3.11", "python3.12")),
 }
+#: Lock files that are installed on top of another: they take its versions and leave out what it has.
+ON_TOP_OF = {"lock-preview.txt": "lock.txt"}
 HEADER = """\
 # Written by scripts/lock.py from {sources}; do not edit.
 # For {pythons} on x86_64 Linux. Every file is named by its hash: pip refuses any other.
@@ -45,7 +51,7 @@ def normalised(name: str) -> str:
 
 
 def resolve(
-    python: str, sources: tuple[str, ...], pins: tuple[str, ...], keep: Path | None
+    python: str, sources: tuple[str, ...], pins: tuple[str, ...], keep: dict[str, str]
 ) -> dict[tuple[str, str], set[str]]:
     """Return {(name, version): hashes} of everything that pip would install with this Python."""
     # Only the public index counts: no local configuration, no local folders of wheels.
@@ -60,9 +66,9 @@ def resolve(
         command = [*pip, "install", "--dry-run", "--ignore-installed", "--quiet", "--report", str(report), *pins]
         for source in sources:
             command += ["-r", str(REQUIREMENTS / f"{source}.in")]
-        if keep is not None:
+        if keep:
             constraints = Path(folder, "constraints.txt")
-            constraints.write_text("\n".join(re.findall(r"^[\w.-]+==[^\s\\]+", keep.read_text(), re.MULTILINE)))
+            constraints.write_text("\n".join(f"{name}=={version}" for name, version in keep.items()))
             command += ["-c", str(constraints)]
         subprocess.run(command, check=True, env=environment)
         resolved = json.loads(report.read_text())["install"]
@@ -74,16 +80,23 @@ def resolve(
     }
 
 
+def versions(path: Path) -> dict[str, str]:
+    """Return {name: version} of a lock file."""
+    return dict(re.findall(r"^([\w.-]+)==([^\s\\]+)", path.read_text(), re.MULTILINE))
+
+
 def lock(name: str, upgrade: bool, pythons: tuple[str, ...]) -> None:
     """Write one lock file; exit with a sentence where the Python versions disagree."""
     sources, pins, default_pythons = LOCKS[name]
     pythons = pythons or default_pythons
     target = REQUIREMENTS / name
-    keep = target if target.exists() and not upgrade else None
+    base = versions(REQUIREMENTS / ON_TOP_OF[name]) if name in ON_TOP_OF else {}
+    keep = {**(versions(target) if target.exists() and not upgrade else {}), **base}
     merged: dict[tuple[str, str], set[str]] = {}
     for python in pythons:
         print(f"{name}: resolving with {python} (a few minutes)", flush=True)
         resolved = resolve(python, sources, pins, keep)
+        resolved = {key: hashes for key, hashes in resolved.items() if key[0] not in base}
         if merged and merged.keys() != resolved.keys():
             different = ", ".join(sorted("==".join(key) for key in merged.keys() ^ resolved.keys()))
             sys.exit(f"{name}: the Python versions need different packages ({different}); pin them in a .in file")
@@ -97,7 +110,7 @@ def lock(name: str, upgrade: bool, pythons: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    """Parse the command line and write both lock files."""
+    """Parse the command line and write the lock files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions that the .in files allow")
     parser.add_argument("--python", action="append", default=[], help="interpreter to resolve with (repeatable)")
