@@ -94,7 +94,7 @@ class BopScenes:
             try:
                 truth = json.loads((scene / "scene_gt.json").read_text())
                 rows = sorted((int(i), tuple(int(e["obj_id"]) for e in entries)) for i, entries in truth.items())
-            except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"'{scene / 'scene_gt.json'}' is not an annotation file of BOP: {error}") from error
             self.images += [(scene, number, objects) for number, objects in rows]
         if not self.images:

@@ -197,6 +197,7 @@ def _denoiser(args: argparse.Namespace) -> int:
         ),
         [held_out.batch(list(range(i, min(i + 4, count)))) for i in range(0, count, 4)],
         [source.batch(list(range(i, i + 4))) for i in range(0, min(24, len(source.scenes) // 4 * 4), 4)],
+        held_out.objects,
     )
     trainer.run(args.quiet)
     return 0

@@ -28,7 +28,6 @@ from torch import Tensor
 
 from ocdit_ros.model import OCDiT, TemplateFeatures
 
-
 Scene = tuple[NDArray[np.uint8], NDArray[np.uint8], list[dict[str, Any]]]
 
 
@@ -144,6 +143,11 @@ class ObjectStore:
     def diameter(self, key: str) -> float:
         """Metres."""
         return float(self.index[key]["diameter"])
+
+    def picture(self, key: str, view: int = 0) -> NDArray[np.uint8]:
+        """One template of an object, [S, S, 3]."""
+        with np.load(self.folder / f"{key}.npz", allow_pickle=False) as arrays:
+            return np.asarray(arrays["images"][view], np.uint8)
 
     def features(self, key: str) -> TemplateFeatures:
         """Float16 features of one object: maps [N_T, C_s, S/s, S/s], coverage [N_T, h_T, w_T]."""
