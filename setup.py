@@ -55,6 +55,8 @@ setup(
             "tensorboard>=2.15",
             "webdataset>=0.2.100",
         ],
+        # Blender as a module: wheels for Python 3.11 alone, which want NumPy 1.26; see docs/dependencies.md.
+        "path-tracing": ["bpy>=4.5,<4.6; python_version == '3.11'"],
         "test": ["hypothesis", "pytest", "pytest-timeout"],
     },
     zip_safe=True,

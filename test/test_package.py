@@ -56,6 +56,7 @@ PROVIDED_BY = {
     "collada": "pycollada",
     "cv2": "opencv-python-headless",
     "yaml": "pyyaml",
+    "mathutils": "bpy",
 }
 
 ROS_PACKAGES = {
@@ -296,7 +297,8 @@ def locked(name: str) -> dict[str, Version]:
 
 def test_everything_the_package_imports_is_declared(setup, manifest):
     runtime = {canonicalize_name(Requirement(r).name) for r in setup["install_requires"]}
-    train = {canonicalize_name(Requirement(r).name) for r in setup["extras_require"]["train"]}
+    extras = setup["extras_require"]["train"] + setup["extras_require"]["path-tracing"]
+    train = {canonicalize_name(Requirement(r).name) for r in extras}
     preview = {canonicalize_name(Requirement(r).name) for r in setup["extras_require"]["preview"]}
     ros = {depend.name for depend in manifest.exec_depends}
     undeclared = []

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from ocdit_ros.model import ModelConfig, OCDiT, SamplerSettings, load_checkpoint
 from ocdit_ros.train.dataset import MixedSource, ObjectStore, SampleSettings, SampleSource, SceneShards
+from ocdit_ros.train.pictures import strip
 from ocdit_ros.train.trainer import Trainer, TrainerSettings, start_model, stratified_sigma
 from ocdit_ros.train.vae import draw_masks, reconstruction_iou, train_vae
 from ocdit_ros.train.validation import average_precision, encode_masks, noise_curve, score_queries, validate
@@ -351,3 +352,41 @@ def test_vae_learns_masks(data):
     assert result["iou"] > max(0.6, float(before) + 0.2)
     latents = encode_masks(model, held_out[None, :, 0])
     assert latents.shape[:2] == (1, 16) and latents.std() > 0.1
+
+
+def test_sample_pictures_show_templates_targets_and_masks():
+    """Template, target and confidence of each object stand under one another, in its colour."""
+    image = np.full((64, 64, 3), 200, np.uint8)
+    templates = [np.full((32, 32, 3), 50 * (k + 1), np.uint8) for k in range(3)]
+    targets = np.zeros((3, 64, 64), bool)
+    targets[0, :32], targets[1, 32:] = True, True  # the third is absent
+    confidence = np.zeros((3, 64, 64), np.float32)
+    confidence[0, :16] = 1.0  # half of it found
+    sheet = strip(image, templates, targets, confidence, np.array([0.9, 0.1, 0.2]), side=64)
+    assert sheet.shape == (192, 256, 3) and sheet.dtype == np.uint8
+    cells = sheet.reshape(3, 64, 4, 64, 3).swapaxes(1, 2)
+    assert (cells[0, 0, :40] == 200).all()
+    for k in range(3):
+        frame = cells[0, k + 1, 0, 32].astype(int)
+        assert (cells[0, k + 1, 10, 32] == 50 * (k + 1)).all()
+        hue = np.argmax(frame)
+        for row, shares in ((1, targets[k]), (2, confidence[k] > 0.5)):
+            cell = cells[row, k + 1].astype(int)
+            coloured = cell[..., hue] > cell.min(-1) + 60
+            assert (coloured[:40] == shares[:40]).all()  # below it stands the text
+    assert (cells[1, 0, 5, 5] != cells[1, 0, 35, 5]).any()  # two targets in two colours
+
+
+def test_reports_hold_sample_pictures(data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model = tiny()
+    held_out = source(data, model, zoom=0.0, jitter=False)
+    settings = TrainerSettings(steps=2, batch_size=2, warmup=1)
+    trainer = Trainer(model, held_out, tmp_path, settings, [held_out.batch([0, 1])], None, held_out.objects)
+    trainer.run(quiet=True)
+    log = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (event,) = log.Images("validation/samples")
+    with Image.open(io.BytesIO(event.encoded_image_string)) as picture:
+        assert picture.size == (4 * 128, 2 * 3 * 128 + 4) and event.step == 2
+        assert np.asarray(picture).std() > 10

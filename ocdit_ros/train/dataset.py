@@ -17,7 +17,7 @@ import json
 import os
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,42 +28,91 @@ from torch import Tensor
 
 from ocdit_ros.model import OCDiT, TemplateFeatures
 
+Scene = tuple[NDArray[np.uint8], NDArray[np.uint8], list[dict[str, Any]]]
 
-class SceneShards:
-    """Random access to the scenes of WebDataset shards (.tar); raises ValueError when a folder holds none."""
 
-    def __init__(self, folder: str | os.PathLike[str], limit: int | None = None) -> None:
-        """Index every shard of `folder`; `limit` keeps the first scenes only."""
+class Scenes(Protocol):
+    """Annotated pictures by index; `SceneShards` here, those of other people in `bop.py`."""
+
+    def __len__(self) -> int:
+        """Count of scenes."""
+
+    def __getitem__(self, index: int) -> Scene:
+        """Image uint8 [H, W, 3], label uint8 [H, W] (k = k-th instance, from 1) and the list of instances."""
+
+
+class TarSamples:
+    """Random access to the samples of WebDataset shards (.tar); raises ValueError when a folder holds none."""
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        limit: int | None = None,
+        index: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Find every sample of `folder`; `limit` keeps the first ones only.
+
+        The places are kept in the file `index` when given: to find them, the whole of every shard is walked through.
+        """
         self.folder = Path(folder)
+        shards = sorted(self.folder.glob("*.tar"))
+        sizes = {shard.name: shard.stat().st_size for shard in shards}
+        kept = Path(index) if index else None
+        known: dict[str, Any] = json.loads(kept.read_text()) if kept and kept.is_file() else {}
         self.scenes: list[tuple[Path, dict[str, tuple[int, int]]]] = []
-        for shard in sorted(self.folder.glob("*.tar")):
-            entries: dict[str, dict[str, tuple[int, int]]] = {}
-            with tarfile.open(shard) as tar:
-                for member in tar:
-                    key, _, suffix = member.name.partition(".")
-                    entries.setdefault(key, {})[suffix] = (member.offset_data, member.size)
-            self.scenes += [(shard, parts) for _, parts in sorted(entries.items())]
+        found: dict[str, Any] = {}
+        for shard in shards:
+            if shard.name in known and known[shard.name]["size"] == sizes[shard.name]:
+                found[shard.name] = known[shard.name]
+            else:
+                found[shard.name] = {"size": sizes[shard.name], "samples": self._walk(shard)}
+            samples = found[shard.name]["samples"].values()
+            self.scenes += [(shard, {suffix: (o, n) for suffix, (o, n) in parts.items()}) for parts in samples]
+            if limit is not None and len(self.scenes) >= limit:
+                break
         if not self.scenes:
             raise ValueError(f"no scene shards (*.tar) in '{folder}'")
         self.scenes = self.scenes[:limit]
+        if kept and known | found != known:
+            temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
+            temporary.write_text(json.dumps(known | found))
+            os.replace(temporary, kept)
+
+    @staticmethod
+    def _walk(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:
+        entries: dict[str, dict[str, tuple[int, int]]] = {}
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                entries.setdefault(key, {})[suffix] = (member.offset_data, member.size)
+        return dict(sorted(entries.items()))
 
     def __len__(self) -> int:
         """Count of scenes."""
         return len(self.scenes)
 
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[dict[str, Any]]]:
-        """Image uint8 [H, W, 3], label uint8 [H, W] (k = k-th instance, from 1) and the list of instances."""
+    def read(self, index: int, *suffixes: str) -> list[bytes]:
+        """The files of a sample by their suffixes; raises ValueError when the sample lacks one."""
         shard, parts = self.scenes[index]
         with open(shard, "rb") as file:
-
-            def read(suffix: str) -> bytes:
+            found = []
+            for suffix in suffixes:
+                if suffix not in parts:
+                    raise ValueError(f"sample {index} in '{shard}' has no part '{suffix}'")
                 offset, size = parts[suffix]
                 file.seek(offset)
-                return file.read(size)
+                found.append(file.read(size))
+        return found
 
-            rgb = np.asarray(Image.open(io.BytesIO(read("rgb.jpg"))).convert("RGB"))
-            label = np.asarray(Image.open(io.BytesIO(read("label.png"))))
-            return rgb, label, json.loads(read("json"))["instances"]
+
+class SceneShards(TarSamples):
+    """Random access to the scenes that `shards.py` wrote."""
+
+    def __getitem__(self, index: int) -> Scene:
+        """Image uint8 [H, W, 3], label uint8 [H, W] (k = k-th instance, from 1) and the list of instances."""
+        picture, label, note = self.read(index, "rgb.jpg", "label.png", "json")
+        rgb = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+        return rgb, np.asarray(Image.open(io.BytesIO(label))), json.loads(note)["instances"]
 
 
 class ObjectStore:
@@ -94,6 +143,11 @@ class ObjectStore:
     def diameter(self, key: str) -> float:
         """Metres."""
         return float(self.index[key]["diameter"])
+
+    def picture(self, key: str, view: int = 0) -> NDArray[np.uint8]:
+        """One template of an object, [S, S, 3]."""
+        with np.load(self.folder / f"{key}.npz", allow_pickle=False) as arrays:
+            return np.asarray(arrays["images"][view], np.uint8)
 
     def features(self, key: str) -> TemplateFeatures:
         """Float16 features of one object: maps [N_T, C_s, S/s, S/s], coverage [N_T, h_T, w_T]."""
@@ -176,7 +230,7 @@ class Batch:
 class SampleSource:
     """Samples and batches by index."""
 
-    def __init__(self, scenes: SceneShards, objects: ObjectStore, settings: SampleSettings, seed: int = 0) -> None:
+    def __init__(self, scenes: Scenes, objects: ObjectStore, settings: SampleSettings, seed: int = 0) -> None:
         """Draw from `scenes` with templates from `objects`; scenes whose objects the store lacks raise KeyError on
         use.
         """

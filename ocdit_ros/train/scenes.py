@@ -28,7 +28,7 @@ Random = np.random.Generator
 Floats = NDArray[np.float32]
 Image8 = NDArray[np.uint8]
 RENDERER = "raycast-1"
-_LUMINANCE: Floats = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of linear rgb, ITU-R BT.709
+LUMINANCE: Floats = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of linear rgb, ITU-R BT.709
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +113,7 @@ class Rendered:
     instances: list[dict[str, Any]]
     camera: dict[str, Any]
     jpeg_quality: int
+    renderer: str = RENDERER
 
 
 # --- drawing -------------------------------------------------------------------------------------------------------
@@ -214,9 +215,11 @@ class _HeightField:
         np.maximum.at(self.height, self._cells(points[:, 0] + x, points[:, 1] + y), points[:, 2] + z)
 
 
-def place(
-    r: Random, items: Sequence[TrainObject], piled: bool, crowd: float
-) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+Pose = tuple[NDArray[np.float64], NDArray[np.float64]]  # rotation [3, 3] and position [3], object to world
+Placing = Callable[[Random, Sequence[TrainObject], bool, float], Sequence[Pose | None]]
+
+
+def place(r: Random, items: Sequence[TrainObject], piled: bool, crowd: float) -> list[Pose]:
     """Poses (rotation, position) of objects lowered one after the other onto what lies there.
 
     Of several tries each object takes the lowest, as gravity would. ``crowd`` scales the footprint of the pile.
@@ -432,16 +435,23 @@ def draw_scene(
     photos: Sequence[Image8] = (),
     size: tuple[int, int] = (256, 256),
     copies: tuple[int, int] | None = None,
+    placing: Placing = place,
 ) -> Scene:
-    """Draw one scene; ``size`` is (width, height) of the picture in pixels, ``copies`` as for :func:`repeat_first`."""
+    """Draw one scene; ``size`` is (width, height) of the picture in pixels, ``copies`` as for :func:`repeat_first`.
+
+    ``placing`` decides where the objects lie; those it gives no pose are left out.
+    """
     width, height = size
     piled = r.random() < 0.65
     count = int(r.integers(6, 13)) if piled else int(r.integers(3, 11))
     keys = choose_objects(r, catalogue, count)
     items = [load(key) for key in (keys if copies is None else repeat_first(r, keys, copies))]
-    poses = place(r, items, piled, float(r.uniform(0.55, 0.95) if piled else r.uniform(0.9, 1.5)))
+    poses = placing(r, items, piled, float(r.uniform(0.55, 0.95) if piled else r.uniform(0.9, 1.5)))
     placed = []
-    for item, (rotation, position) in zip(items, poses, strict=True):
+    for item, pose in zip(items, poses, strict=True):
+        if pose is None:
+            continue
+        rotation, position = pose
         sheen = float(np.clip(item.sheen + r.normal(0, 0.2), 0, 1))
         placed.append(Placed(item, rotation, position, _tint(r), 0.25 * sheen**1.5, float(np.exp(1.5 + 4.0 * sheen))))
 
@@ -556,7 +566,7 @@ def _basis(normal: Floats) -> tuple[Floats, Floats]:
     return np.stack([1 + sign * x * x * a, sign * b, -sign * x]), np.stack([b, sign + y * y * a, -y])
 
 
-class _Caster:
+class Caster:
     """A scene in the ray caster, and its shading."""
 
     def __init__(self, scene: Scene) -> None:
@@ -606,6 +616,7 @@ class _Caster:
         return _tensor(rays)
 
     def cast(self, directions: Floats) -> dict[str, NDArray[Any]]:
+        """What rays from the camera along ``directions`` [3, M] hit first: arrays [M, ...] by Open3D's names."""
         hits = self.caster.cast_rays(self.rays(self.eye[:, None], directions), nthreads=1)
         return {name: hits[name].numpy() for name in ("t_hit", "geometry_ids", "primitive_ids", "primitive_uvs")}
 
@@ -784,14 +795,12 @@ def render_scene(scene: Scene, r: Random, size: tuple[int, int] = (256, 256)) ->
     ``visib_fract`` is visible pixels over the pixels the object would cover alone, both inside the picture.
     """
     width, height = size
-    caster = _Caster(scene)
+    caster = Caster(scene)
     x, y = (grid.ravel().astype(np.float32) for grid in np.meshgrid(np.arange(width), np.arange(height)))
     directions = caster.directions(x, y)
     hits = caster.cast(directions)
     number = len(scene.instances)
     geometry = hits["geometry_ids"].astype(np.int64)
-    owner = np.where(geometry < number, geometry + 1, 0)
-    picture_label = owner.reshape(height, width)
     solid = np.where(geometry < number + len(scene.surfaces), geometry, 255).astype(np.uint8).reshape(height, width)
     pattern = ((y.astype(np.int64) % 4) * 4 + x.astype(np.int64) % 4).astype(np.int64)
     finite = hits["t_hit"][np.isfinite(hits["t_hit"])]
@@ -823,10 +832,25 @@ def render_scene(scene: Scene, r: Random, size: tuple[int, int] = (256, 256)) ->
         # Clip first: one bright glint must not outshine the pixel.
         ceiling = 6 * max(float(colour.mean()), 1e-6)
         flat[need] = (np.minimum(flat[need], ceiling) + np.minimum(extra, ceiling).sum(1)) / 3
-    luminance = float((colour @ _LUMINANCE).mean())
+    luminance = float((colour @ LUMINANCE).mean())
     linear = np.ascontiguousarray(colour * np.float32(scene.brightness / max(luminance, 1e-6)))
     rgb = camera_sensor.expose(linear, scene.sensor, r)
+    label, entries = annotate(scene, caster, directions, geometry, size)
+    camera = {"K": [round(float(v), 6) for v in scene.intrinsics.ravel()]}
+    return Rendered(rgb, label, entries, camera, scene.sensor.jpeg)
 
+
+def annotate(
+    scene: Scene, caster: Caster, directions: Floats, geometry: NDArray[np.int64], size: tuple[int, int]
+) -> tuple[Image8, list[dict[str, Any]]]:
+    """Label image [H, W] and the entries of the instances that are seen.
+
+    ``geometry`` [M]: what the rays through the pixel centres, ``directions`` [3, M], hit first.
+    """
+    width, height = size
+    number = len(scene.instances)
+    owner = np.where(geometry < number, geometry + 1, 0)
+    picture_label = owner.reshape(height, width)
     # Behind what is seen an object can lie only where the boxes of two overlap, or behind the side of a bin: other rays
     # need not be asked for what else they hit.
     hides = any(surface.hides for surface in scene.surfaces)
@@ -862,11 +886,10 @@ def render_scene(scene: Scene, r: Random, size: tuple[int, int] = (256, 256)) ->
                 "t": [round(float(v), 7) for v in translation],
             }
         )
-    camera = {"K": [round(float(v), 6) for v in scene.intrinsics.ravel()]}
-    return Rendered(rgb, label, entries, camera, scene.sensor.jpeg)
+    return label, entries
 
 
-def _silhouettes(caster: _Caster, directions: Floats, number: int) -> NDArray[np.int64]:
+def _silhouettes(caster: Caster, directions: Floats, number: int) -> NDArray[np.int64]:
     """Pixels each instance would cover without the others."""
     found = caster.caster.list_intersections(caster.rays(caster.eye[:, None], directions), nthreads=1)
     geometry = found["geometry_ids"].numpy().astype(np.int64)

@@ -24,11 +24,12 @@ import webdataset
 from tqdm import tqdm
 
 from . import objects as ob
+from . import pathtrace, sensor, shards_command
 from . import scenes as sc
-from . import sensor, shards_command
 from .objects_meshes import draw_mesh_family, mesh_sources
 from .objects_photos import load_photos, photo_files
 
+RENDERERS = ("fast", "cycles")
 _worker: dict[str, Any] = {}
 
 
@@ -145,7 +146,7 @@ def encode_sample(key: str, rendered: sc.Rendered, seed: int) -> dict[str, Any]:
     done, label = cv2.imencode(".png", rendered.label)
     if not done:
         raise ValueError(f"the label image of {key} cannot be encoded")
-    note = {"camera": rendered.camera, "instances": rendered.instances, "seed": seed, "renderer": sc.RENDERER}
+    note = {"camera": rendered.camera, "instances": rendered.instances, "seed": seed, "renderer": rendered.renderer}
     return {
         "__key__": key,
         "rgb.jpg": sensor.encode_jpeg(rendered.rgb, rendered.jpeg_quality),
@@ -163,6 +164,7 @@ def _start_scenes(
     photos: str | None,
     size: tuple[int, int],
     copies: tuple[int, int] | None,
+    samples: int | None,
 ) -> None:
     cv2.setNumThreads(0)
     index = ob.read_index(store)
@@ -173,6 +175,8 @@ def _start_scenes(
         catalogue=sc.Catalogue.from_index({key: index[key] for key in keys}),
         load=functools.lru_cache(maxsize=800)(functools.partial(ob.load_object, store)),
         split=split, seed=seed, prefix=prefix, photos=load_photos(photos, split), size=size, copies=copies,
+        draw=sc.draw_scene if samples is None else pathtrace.draw_scene,
+        render=sc.render_scene if samples is None else functools.partial(pathtrace.render_scene, samples=samples),
     )  # fmt: skip
 
 
@@ -185,8 +189,8 @@ def _make_shard(job: tuple[str, int, int]) -> int:
         with webdataset.TarWriter(file, mtime=0, user="root", group="root") as tar:
             for number in range(first, last):
                 r = ob.seeded(w["seed"], w["split"], "scene", number)
-                scene = sc.draw_scene(r, w["catalogue"], w["load"], w["photos"], w["size"], w["copies"])
-                rendered = sc.render_scene(scene, r, w["size"])
+                scene = w["draw"](r, w["catalogue"], w["load"], w["photos"], w["size"], w["copies"])
+                rendered = w["render"](scene, r, w["size"])
                 tar.write(encode_sample(f"{w['prefix']}-{w['split'][0]}{number:07d}", rendered, w["seed"]))
         file.flush()
         os.fsync(file.fileno())
@@ -207,6 +211,8 @@ def generate_scenes(
     size: tuple[int, int] = (256, 256),
     progress: bool = True,
     copies: tuple[int, int] | None = None,
+    renderer: str = "fast",
+    samples: int = pathtrace.SAMPLES,
 ) -> int:
     """Render ``count`` scenes of objects in ``out``/objects/``split`` into shards under ``out``/scenes/``split``.
 
@@ -214,7 +220,8 @@ def generate_scenes(
     round (``prefix``) starts, with the settings and the names of the photographs, in ``<prefix>.json`` beside the
     shards: objects added later enter later rounds only, and the same seed gives the same bytes. ``size`` is (width,
     height). With ``copies`` (lowest, highest) one object of each scene is there so often and all others once: sets
-    that show whether several instances of an object are told apart. Returns the number of scenes of the round.
+    that show whether several instances of an object are told apart. ``renderer`` "cycles" lets the objects fall and
+    traces ``samples`` paths a pixel (:mod:`~ocdit_ros.train.pathtrace`). Returns the number of scenes of the round.
     """
     if split not in ob.SPLITS:
         raise ValueError(f"split must be one of {', '.join(ob.SPLITS)}, got {split!r}")
@@ -222,17 +229,26 @@ def generate_scenes(
         raise ValueError("count and per_shard must be at least 1")
     if copies is not None and not 1 <= copies[0] <= copies[1]:
         raise ValueError(f"copies must be two numbers from 1 on, the lower first, got {copies}")
+    if renderer not in RENDERERS:
+        raise ValueError(f"renderer must be one of {', '.join(RENDERERS)}, got {renderer!r}")
+    traced = renderer == "cycles"
+    if traced and samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    if traced:
+        pathtrace.load_blender()  # before anything is written
     store, folder = Path(out) / "objects" / split, Path(out) / "scenes" / split
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {
+    settings: dict[str, Any] = {
         "seed": seed,
         "per_shard": per_shard,
         "first_shard": first_shard,
         "size": list(size),
-        "renderer": sc.RENDERER,
+        "renderer": pathtrace.RENDERER if traced else sc.RENDERER,
         "photos": _photo_names(photos, split),
         "copies": None if copies is None else list(copies),
     }
+    if traced:
+        settings["samples"] = samples
     note = folder / f"{prefix}.json"
     if note.is_file():
         known = json.loads(note.read_text())
@@ -249,7 +265,7 @@ def generate_scenes(
             jobs.append((str(target), first, min(first + per_shard, count)))
     left = sum(last - first for _, first, last in jobs)
     bar = tqdm(total=count, initial=count - left, unit="scene", disable=not progress, mininterval=5.0)
-    arguments = (str(store), keys, split, seed, prefix, _text(photos), size, copies)
+    arguments = (str(store), keys, split, seed, prefix, _text(photos), size, copies, samples if traced else None)
     for made in _map(_make_shard, jobs, workers, _start_scenes, arguments):
         bar.update(made)
     bar.close()

@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--per-shard", type=int, default=250, help="scenes per shard")
     parser.add_argument("--first-shard", type=int, default=0, help="number of the round's first shard")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--renderer", choices=["fast", "cycles"], default="fast",
+                        help="cycles: falling objects and path tracing by Blender (extra path-tracing)")  # fmt: skip
+    parser.add_argument("--samples", type=int, default=16, help="paths per pixel (with: scenes --renderer cycles)")
     parser.add_argument("--copies", type=int, nargs=2, metavar=("LOWEST", "HIGHEST"),
                         help="one object of each scene so often, all others once (with: scenes)")  # fmt: skip
     parser.add_argument("--sheet", type=Path, help="picture file to write (with: sheet)")
@@ -53,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         elif a.what == "scenes":
             total = shards.generate_scenes(
                 a.out, a.split, a.count, a.seed, a.prefix or "s0", a.photos, a.workers, a.per_shard, a.first_shard,
-                tuple(a.size), copies=tuple(a.copies) if a.copies else None,
+                tuple(a.size), copies=tuple(a.copies) if a.copies else None, renderer=a.renderer, samples=a.samples,
             )  # fmt: skip
             print(f"{total} scenes of round {a.prefix or 's0'} in {a.out / 'scenes' / a.split}")
         elif a.what == "sheet":

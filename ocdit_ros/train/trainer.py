@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from ocdit_ros.model import OCDiT, SamplerSettings, load_checkpoint, save_checkpoint
 from ocdit_ros.model.edm import denoising_loss
-from ocdit_ros.train.dataset import Batch, MixedSource, SampleSource
+from ocdit_ros.train.dataset import Batch, MixedSource, ObjectStore, SampleSource
+from ocdit_ros.train.pictures import sample_sheet
 from ocdit_ros.train.validation import encode_masks, noise_curve, validate
 
 
@@ -89,13 +90,18 @@ class Trainer:
         settings: TrainerSettings,
         validation: list[Batch] | None = None,
         probe: list[Batch] | None = None,
+        held_out_objects: ObjectStore | None = None,
     ) -> None:
-        """`validation`: held-out batches; `probe`: batches of training scenes for the noise curve."""
+        """`validation`: held-out batches; `probe`: batches of training scenes for the noise curve.
+
+        `held_out_objects`: where the objects of the validation come from, for sample pictures in TensorBoard.
+        """
         if settings.steps is None and settings.time_budget is None:
             raise ValueError("give the trainer a number of steps or a time budget")
         self.settings, self.source, self.folder = settings, source, Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.validation, self.probe = validation or [], probe or []
+        self.held_out_objects = held_out_objects
         self.accelerator = Accelerator(mixed_precision=settings.mixed_precision)
         for size in {self.batch_size(kind) for kind in source.kinds}:
             if size % self.accelerator.num_processes:
@@ -241,6 +247,9 @@ class Trainer:
                 writer.add_scalar(f"validation {name}/{key}", value, self.step)
         for sigma, value in entry["noise_curve"].items():
             writer.add_scalar(f"noise curve/{sigma}", value, self.step)
+        if self.held_out_objects is not None:
+            sheet = sample_sheet(self.ema, self.validation[0], self.held_out_objects, SamplerSettings(4, ensemble=4))
+            writer.add_image("validation/samples", sheet, self.step, dataformats="HWC")
         one, four = entry["1 step"], entry["4 steps"]
         tqdm.write(
             f"step {self.step} ({self.elapsed / 60:.0f} min) loss {loss:.4f} | 1 step IoU {one['mean_iou']:.3f} "

@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ocdit_ros.model import MaskVAE
-from ocdit_ros.train.dataset import SceneShards
+from ocdit_ros.train.dataset import Scenes
 
 
-def draw_masks(scenes: SceneShards, count: int, size: int, rng: np.random.Generator, empty: float = 0.05) -> Tensor:
+def draw_masks(scenes: Scenes, count: int, size: int, rng: np.random.Generator, empty: float = 0.05) -> Tensor:
     """Masks [count, 1, size, size] float 0/1: visible parts of random instances, at random zoom, mirrored and turned;
     some empty.
     """
@@ -62,8 +62,8 @@ def reconstruction_iou(vae: MaskVAE, masks: Tensor, noise: float = 0.0) -> Tenso
 
 def train_vae(
     vae: MaskVAE,
-    scenes: SceneShards,
-    held_out: SceneShards,
+    scenes: Scenes,
+    held_out: Scenes,
     seconds: float | None = None,
     steps: int | None = None,
     size: int = 128,
