@@ -6,6 +6,7 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
 import tarfile
@@ -213,6 +214,90 @@ def test_resume_is_exact(data, tmp_path):
         assert torch.equal(tensor, cut.model.state_dict()[name]), name
     for name, tensor in whole.ema.state_dict().items():
         assert torch.equal(tensor, cut.ema.state_dict()[name]), name
+
+
+KILLED = """
+import io, json, os, pathlib, random, resource, signal, sys
+sys.path.insert(0, {tests!r})
+import torch
+import torch.utils.tensorboard
+torch.set_num_threads(1)
+from test_train_trainer import Trainer, TrainerSettings, source, tiny
+
+data, root = pathlib.Path({data!r}), pathlib.Path({root!r})
+model = tiny()
+samples = source(data, model, root / "features")
+for key in samples.objects.keys:
+    samples.objects.features(key)
+
+def processor():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+def train(folder, every, prepare=lambda: None):
+    # A process that trains from whatever it finds; how it ended.
+    child = os.fork()
+    if child == 0:
+        settings = TrainerSettings(steps=30, batch_size=1, warmup=2, checkpoint_every=every)
+        trainer = Trainer(model, samples, folder, settings)
+        prepare()
+        trainer.run(quiet=True)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def anywhere(seconds):
+    # Nothing handles this signal: it ends the process between any two instructions. Processor time, so that a busy
+    # machine changes nothing.
+    return lambda: signal.setitimer(signal.ITIMER_PROF, seconds)
+
+def torn(number, share):
+    # The state is cut in the middle, as by a loss of power, in the write of this number.
+    save = torch.save
+    def write(state, file):
+        write.count += 1
+        whole = io.BytesIO()
+        save(state, whole)
+        if write.count == number:
+            file.write(whole.getvalue()[: int(share * len(whole.getvalue()))])
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        file.write(whole.getvalue())
+    write.count = 0
+    def prepare():
+        torch.save = write
+    return prepare
+
+assert train(root / "whole", 1e9) == 0
+step = processor() / 30
+random.seed(5)
+ends, folder = [], root / "cut"
+for number in range(20):
+    if number % 2:
+        ends.append(train(folder, 0.0, torn(random.randint(1, 2), random.random())))
+        assert (folder / "state.tmp").exists()
+    else:
+        ends.append(train(folder, 0.0, anywhere(random.uniform(0.01, 2 * step))))
+reached = torch.load(folder / "state.pt", weights_only=True)["step"]
+assert train(folder, 1e9) == 0
+(root / "found.json").write_text(json.dumps(dict(ends=ends, reached=reached)))
+"""
+
+
+def test_a_run_killed_twenty_times_ends_with_the_weights_of_an_unbroken_one(data, tmp_path):
+    """At random moments, every other time in the middle of the write of a checkpoint."""
+    script = KILLED.format(tests=str(pathlib_test_dir()), data=str(data), root=str(tmp_path))
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=280)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["ends"] == [-signal.SIGPROF, -signal.SIGKILL] * 10 and 2 <= found["reached"] < 30
+    whole, cut = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "cut"))
+    assert whole["step"] == cut["step"] == 30 and whole["views"] == cut["views"]
+    assert not torch.equal(whole["model"]["blocks.0.mlp.0.weight"], tiny().state_dict()["blocks.0.mlp.0.weight"])
+    for part in ("model", "ema"):
+        for name, tensor in whole[part].items():
+            assert torch.equal(tensor, cut[part][name]), (part, name)
+    for number, moments in whole["optimizer"]["state"].items():
+        for name, tensor in moments.items():
+            assert torch.equal(tensor, cut["optimizer"]["state"][number][name]), (number, name)
 
 
 def test_training_lowers_the_loss_and_leaves_backbone_and_vae_alone(data, tmp_path):

@@ -586,19 +586,25 @@ class Caster:
         self.low, self.high = (where - reaches).min(0).astype(np.float32), (where + reaches).max(0).astype(np.float32)
         self.centre = (self.low + self.high) / 2
 
-    def boxes(self) -> list[tuple[Floats, Floats]]:
-        """Corners (x, y) in pixels of the box around each instance, seen or not."""
-        found = []
-        k = self.scene.intrinsics
+    def crowd(self, size: tuple[int, int]) -> Image8:
+        """How many instances may cover each pixel [H, W], seen or not: the convex outlines, a pixel wider."""
+        width, height = size
+        total = np.zeros((height, width), np.uint8)
+        k = self.scene.intrinsics.astype(np.float32)
+        wider = np.ones((3, 3), np.uint8)
         for placed in self.scene.instances:
-            rotation = self.scene.rotation @ placed.rotation
+            rotation = (self.scene.rotation @ placed.rotation).astype(np.float32)
             shift = self.scene.rotation @ placed.position + self.scene.translation
-            x, y, z = rotation.astype(np.float32) @ placed.item.vertices.T + shift.astype(np.float32)[:, None]
-            z = np.maximum(z, np.float32(1e-6))
-            pixel = np.stack([x / z * np.float32(k[0, 0]), y / z * np.float32(k[1, 1])])
-            pixel += k[:2, 2:].astype(np.float32)
-            found.append((pixel.min(1), pixel.max(1)))
-        return found
+            x, y, z = rotation @ placed.item.vertices.T + shift.astype(np.float32)[:, None]
+            if z.min() < 1e-3:
+                total += 1
+                continue
+            pixel = np.stack([x / z * k[0, 0] + k[0, 2], y / z * k[1, 1] + k[1, 2]], 1)
+            outline = cv2.convexHull(pixel.clip(-1e4, 1e4))  # clipped far outside: fixed point has an end
+            mask = np.zeros((height, width), np.uint8)
+            cv2.fillConvexPoly(mask, np.rint(outline * 16).astype(np.int32), 1, cv2.LINE_8, 4)
+            total += cv2.dilate(mask, wider)
+        return total
 
     def directions(self, x: Floats, y: Floats) -> Floats:
         """World directions [3, M] (camera z = 1) of pixel coordinates."""
@@ -851,14 +857,10 @@ def annotate(
     number = len(scene.instances)
     owner = np.where(geometry < number, geometry + 1, 0)
     picture_label = owner.reshape(height, width)
-    # Behind what is seen an object can lie only where the boxes of two overlap, or behind the side of a bin: other rays
-    # need not be asked for what else they hit.
+    # Behind what is seen an object can lie only where the outlines of two overlap, or behind the side of a bin: other
+    # rays need not be asked for what else they hit.
     hides = any(surface.hides for surface in scene.surfaces)
-    crowd = np.zeros((height, width), np.uint8)
-    for low, high in caster.boxes():
-        x0, y0 = np.clip(np.floor(low), 0, [width, height]).astype(int)
-        x1, y1 = np.clip(np.ceil(high) + 1, 0, [width, height]).astype(int)
-        crowd[y0:y1, x0:x1] += 1
+    crowd = caster.crowd(size)
     asked = np.flatnonzero(crowd >= 1) if hides else np.flatnonzero((owner > 0) & (crowd.ravel() >= 2))
     clear = np.ones(width * height, np.bool_)
     clear[asked] = False
