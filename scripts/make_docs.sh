@@ -30,5 +30,5 @@ git ls-files -z '*.md' '*.rst' '*.py' '*.sh' '*.yaml' '*.xml' '*.in' Makefile 2>
     | xargs -0 "$venv/bin/codespell"
 
 echo "[docs] sphinx, $builder"
-"$venv/bin/sphinx-build" -q --fail-on-warning --keep-going -b "$builder" docs "docs/_build/$builder"
+"$venv/bin/sphinx-build" -E -q --fail-on-warning --keep-going -b "$builder" docs "docs/_build/$builder"
 if [[ $builder == html ]]; then echo "[docs] docs/_build/html/index.html"; fi
