@@ -392,6 +392,8 @@ def test_command_line_makes_shards_sheets_and_statistics(data, tmp_path, capsys)
     assert shards.main(["statistics", *base]) == 0
     table = capsys.readouterr().out
     assert "| images | 8 |" in table and "visible fraction" in table
+    assert shards.main(["statistics", *base, "--shards", str(tmp_path / "scenes" / "train")]) == 0
+    assert "| images | 8 | 8 |" in capsys.readouterr().out
     assert shards.main(["scenes", *base]) == 2
     assert "--count" in capsys.readouterr().err
     assert shards.main(["scenes", "--out", str(tmp_path / "empty"), "--count", "2"]) == 2

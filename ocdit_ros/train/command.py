@@ -69,6 +69,23 @@ def add_parser(subparsers: Any) -> None:
     denoiser.add_argument("--seed", type=int, default=0)
     denoiser.add_argument("--quiet", action="store_true")
 
+    study = stages.add_parser("study", help="variants x seeds at equal processor time: table and curves")
+    study.add_argument("--init", required=True, help="checkpoint whose backbone and VAE all runs start from")
+    study.add_argument("--data", required=True)
+    study.add_argument("--out", required=True, help="folder for runs, results.jsonl, table.md and curves.png")
+    study.add_argument(
+        "--variant", nargs="+", action="append", required=True, metavar=("NAME", "FIELD=JSON"),
+        help="one variant: its name and what it changes (width=192, trainer.ema=0.99, sample.zoom=0.2, scenes=FOLDER)",
+    )  # fmt: skip
+    study.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    study.add_argument("--minutes", type=float, default=20, help="processor time of each run")
+    study.add_argument("--batch-size", type=int, default=4)
+    study.add_argument("--size", type=int, default=192, help="pixels of the square training input")
+    study.add_argument("--validation-scenes", type=int, default=40)
+    study.add_argument("--points", type=int, default=4, help="measurements on the way")
+    study.add_argument("--threads", type=int, help="CPU threads of PyTorch")
+    study.add_argument("--quiet", action="store_true")
+
     export = stages.add_parser("export", help="half-precision weights for shipping")
     export.add_argument("checkpoint")
     export.add_argument("out")
@@ -96,7 +113,7 @@ def _changes(items: list[str]) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen stage; returns the exit status."""
-    return {"start": _start, "vae": _vae, "denoiser": _denoiser, "export": _export}[args.stage](args)
+    return {"start": _start, "vae": _vae, "denoiser": _denoiser, "study": _study, "export": _export}[args.stage](args)
 
 
 def _start(args: argparse.Namespace) -> int:
@@ -200,6 +217,25 @@ def _denoiser(args: argparse.Namespace) -> int:
         held_out.objects,
     )
     trainer.run(args.quiet)
+    return 0
+
+
+def _study(args: argparse.Namespace) -> int:
+    import torch
+
+    from ocdit_ros.train.study import Variant, curves, run_study, table
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    variants = [Variant.parse(words) for words in args.variant]
+    entries = run_study(
+        args.init, args.data, args.out, variants, args.seeds, args.minutes, args.batch_size, args.size,
+        args.validation_scenes, args.points, args.quiet,
+    )  # fmt: skip
+    text = table(entries)
+    Path(args.out, "table.md").write_text(text + "\n", encoding="utf-8")
+    curves(entries, Path(args.out, "curves.png"))
+    print(text)
     return 0
 
 

@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--copies", type=int, nargs=2, metavar=("LOWEST", "HIGHEST"),
                         help="one object of each scene so often, all others once (with: scenes)")  # fmt: skip
     parser.add_argument("--sheet", type=Path, help="picture file to write (with: sheet)")
+    parser.add_argument("--shards", type=Path, action="append", default=[],
+                        help="folder of shards to compare (with: statistics)")  # fmt: skip
     parser.add_argument("--bop", type=Path, action="append", default=[], help="BOP split to compare (with: statistics)")
 
 
@@ -66,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{total} pictures in {a.sheet}")
         else:
             columns = {a.split: shards.scene_statistics(shards.read_scenes(a.out / "scenes" / a.split, a.count))}
+            columns |= {str(path): shards.scene_statistics(shards.read_scenes(path, a.count)) for path in a.shards}
             columns |= {str(path): shards.scene_statistics(shards.read_bop(path)) for path in a.bop}
             print("| | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
             for name in next(iter(columns.values())):
