@@ -220,6 +220,7 @@ KILLED = """
 import io, json, os, pathlib, random, resource, signal, sys
 sys.path.insert(0, {tests!r})
 import torch
+import torch._dynamo  # or every child imports it on its first update
 import torch.utils.tensorboard
 torch.set_num_threads(1)
 from test_train_trainer import Trainer, TrainerSettings, source, tiny
