@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ELSEWHERE = {
     "doctor": ("ocdit_ros.doctor", "check this machine, weights, meshes and camera"),
     "templates": ("ocdit_ros.templates.command", "render templates of meshes and look at them"),
-    "train": ("ocdit_ros.train.command", "make weights: start, vae, denoiser, export"),
+    "train": ("ocdit_ros.train.command", "make weights: start, vae, denoiser, study, export"),
 }
 
 

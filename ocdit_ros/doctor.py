@@ -30,9 +30,6 @@ from typing import Any
 #: Versions of Python that requirements/lock.txt is made for, and that the tests run with.
 TESTED_PYTHONS = ((3, 11), (3, 12))
 
-#: Outside of these (metres) a mesh is taken for one in the wrong unit, as the node does.
-SMALLEST, LARGEST = 0.002, 10.0
-
 REINSTALL = "Run `make env` again, or `pip install -r requirements/lock.txt`."
 
 
@@ -381,7 +378,6 @@ def check_weights(request: Request) -> Iterator[Finding]:
 def check_cache(request: Request) -> Iterator[Finding]:
     """That the folder of templates can be written and its entries read."""
     from ocdit_ros.templates import TemplateCache
-    from ocdit_ros.templates.cache import _DamagedError, _read
 
     cache = TemplateCache(request.cache or None)
     folder = cache.directory
@@ -400,12 +396,8 @@ def check_cache(request: Request) -> Iterator[Finding]:
     damaged = []
     entries = cache.entries()
     for entry in entries:
-        try:
-            _read(entry.path)
-        except FileNotFoundError:
-            continue
-        except (OSError, _DamagedError) as error:
-            damaged.append(f"{entry.path.name} ({error})")
+        if problem := entry.problem():
+            damaged.append(f"{entry.path.name} ({problem})")
     size = sum(entry.size for entry in entries) / 2**20
     free = shutil.disk_usage(existing).free
     what = f"{folder}: {len(entries)} objects, {size:.0f} of {cache.max_bytes / 2**20:.0f} MiB"
@@ -421,7 +413,9 @@ def check_cache(request: Request) -> Iterator[Finding]:
 
 def check_meshes(request: Request) -> Iterator[Finding]:
     """Each mesh: readable, of a plausible size, with colour."""
-    from ocdit_ros.templates import MeshError, RenderSettings, load_mesh
+    from ocdit_ros.templates import PLAUSIBLE_DIAMETER, MeshError, RenderSettings, load_mesh
+
+    smallest, largest = PLAUSIBLE_DIAMETER
 
     if not request.meshes:
         what = "none given"
@@ -438,7 +432,7 @@ def check_meshes(request: Request) -> Iterator[Finding]:
             yield Finding("meshes", Level.FAIL, str(error), mend)
             continue
         what = f"{spec.name}: {len(mesh.faces)} faces, {100 * mesh.diameter:.3g} cm across"
-        if not SMALLEST <= mesh.diameter <= LARGEST:
+        if not smallest <= mesh.diameter <= largest:
             guess = _likely_scale(mesh.diameter / spec.scale)
             mend = f"Its scale of {spec.scale:g} m per mesh unit must be wrong{guess}."
             yield Finding("meshes", Level.FAIL, what, mend)

@@ -24,6 +24,7 @@ from nicegui import app, events, ui
 from PIL import Image, ImageOps
 
 from ocdit_ros.segment import Instance, Segmenter, draw
+from ocdit_ros.templates import IMAGE_FORMATS
 
 #: Below this score nothing is computed; above it, the slider decides without computing anew.
 LOWEST = 0.02
@@ -97,7 +98,7 @@ def data_uri(rgb: np.ndarray, quality: int = 88) -> str:
 def read_upload(data: bytes) -> np.ndarray:
     """Pixels of an uploaded picture, upright, uint8 [H, W, 3]; raises ValueError with a sentence."""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as picture:
             upright = ImageOps.exif_transpose(picture).convert("RGB")
             upright.thumbnail((MAX_SIDE, MAX_SIDE))
             return np.asarray(upright)

@@ -14,6 +14,7 @@ test_fuzzing.py runs a short part of each; docs/reliability.md says what longer 
 
 from __future__ import annotations
 
+import abc
 import argparse
 import array
 import contextlib
@@ -158,20 +159,20 @@ def to_text(value: Any) -> bytes:
 # Targets --------------------------------------------------------------------------------------------------------------
 
 
-class Target:
+class Target(abc.ABC):
     """Something to fuzz: `case` makes input out of chance, `run` tries it and says what came of it."""
 
     def __init__(self, folder: Path) -> None:
         """`folder` is empty and may be filled."""
         self.folder = folder
 
+    @abc.abstractmethod
     def case(self, rng: random.Random) -> Any:
         """An input."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def run(self, case: Any) -> str:
         """Try it; the outcome in a few words. Raises whatever is a finding."""
-        raise NotImplementedError
 
     def from_bytes(self, data: bytes) -> Any:
         """A case for a fuzzer that thinks in bytes."""

@@ -3,12 +3,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The path-tracing renderer: the camera of Blender is ours, objects fall and come to rest, a seed is a picture."""
 
-import functools
 import sys
 
 import numpy as np
 import open3d as o3d
 import pytest
+from train_objects import open_objects, write_objects
 
 from ocdit_ros.train import objects as ob
 from ocdit_ros.train import pathtrace, sensor, shards
@@ -19,23 +19,12 @@ SIZE = (96, 72)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    out = tmp_path_factory.mktemp("data")
-    folder = out / "objects" / "train"
-    index = {}
-    for number in range(4):
-        for item in ob.draw_family(3, "train", number, "t0"):
-            ob.save_object(folder, item)
-            index[item.key] = dict(item.info, colour=[100, 100, 100])
-    ob.update_index(folder, index)
-    return out
+    return write_objects(tmp_path_factory.mktemp("data"), 4)
 
 
 @pytest.fixture(scope="module")
 def store(data):
-    folder = data / "objects" / "train"
-    return sc.Catalogue.from_index(ob.read_index(folder)), functools.lru_cache(None)(
-        functools.partial(ob.load_object, folder)
-    )
+    return open_objects(data)
 
 
 @pytest.fixture(scope="module")

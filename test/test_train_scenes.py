@@ -4,7 +4,6 @@
 """Scenes and their shards: exact labels, the same bytes from the same seed, resuming, the sensor, statistics."""
 
 import dataclasses
-import functools
 import io
 import json
 import os
@@ -19,6 +18,7 @@ import cv2
 import numpy as np
 import open3d as o3d
 import pytest
+from train_objects import open_objects, write_objects
 
 from ocdit_ros.train import objects as ob
 from ocdit_ros.train import scenes as sc
@@ -27,24 +27,12 @@ from ocdit_ros.train import sensor, shards
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A data folder with the meshes and the index of a few objects (scenes need no templates)."""
-    out = tmp_path_factory.mktemp("data")
-    folder = out / "objects" / "train"
-    index = {}
-    for number in range(7):
-        for item in ob.draw_family(3, "train", number, "t0"):
-            ob.save_object(folder, item)
-            index[item.key] = dict(item.info, colour=[100, 100, 100])
-    ob.update_index(folder, index)
-    return out
+    return write_objects(tmp_path_factory.mktemp("data"), 7)
 
 
 @pytest.fixture(scope="module")
 def store(data):
-    folder = data / "objects" / "train"
-    return sc.Catalogue.from_index(ob.read_index(folder)), functools.lru_cache(None)(
-        functools.partial(ob.load_object, folder)
-    )
+    return open_objects(data)
 
 
 def draw(store, number, size=(256, 256)):

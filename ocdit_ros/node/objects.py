@@ -13,10 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ocdit_ros.node.parameters import names_in
-from ocdit_ros.templates import MeshError, ObjectSpec, resolve
-
-#: An object outside of these is taken for a mesh in the wrong unit (metres).
-SMALLEST, LARGEST = 0.002, 10.0
+from ocdit_ros.templates import PLAUSIBLE_DIAMETER, MeshError, ObjectSpec, resolve
 
 _BOP_MESH = re.compile(r"obj_(\d+)\.(ply|obj)")
 
@@ -108,7 +105,8 @@ def fingerprint(spec: ObjectSpec) -> tuple[Any, ...]:
 
 def check_size(name: str, diameter: float, scale: float) -> None:
     """Raise ObjectsError if an object is so large or small (metres) that its unit must be wrong."""
-    if not SMALLEST <= diameter <= LARGEST:
+    smallest, largest = PLAUSIBLE_DIAMETER
+    if not smallest <= diameter <= largest:
         raise ObjectsError(
             f"object '{name}' would be {diameter:g} m across, so its scale of {scale:g} m per mesh unit "
             f"must be wrong (1.0 for a mesh in metres, 0.001 for one in millimetres)"

@@ -267,7 +267,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "tiles", Type.INTEGER, 2, Takes.NOW,
         "Before a refinement the coarse pass also looks at tiles x tiles overlapping parts of the image; 1: at the "
-        "whole image alone, which takes a fifth of the time and misses small objects.",
+        "whole image alone, a fifth of the work of this pass, which misses small objects.",
         minimum=1, maximum=4,
     ),
     Parameter(

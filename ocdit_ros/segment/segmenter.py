@@ -15,6 +15,7 @@ settles who owns which pixel.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -287,17 +288,17 @@ class Segmenter:
 
         def finish(output: Output) -> CoarseResult:
             groups = len(rows)
-            members, confidence = [], []
-            for r, c in places:  # object by object: aligned maps of all at once would fill the memory
-                parts = [align(output.confidence[n * groups + r, :, c], v, canvas) for n, v in enumerate(views)]
-                member = extract.match_queries(np.concatenate(parts))  # [V E, Q, H, W]
-                if tiles:
-                    looks = member.reshape(len(views), -1, *member.shape[1:])
-                    member = np.fmax.reduce(np.stack([_average(look) for look in looks]))[None]
-                members.append(member)
-                confidence.append(_average(member))
+            looks = [(view, output.confidence[n * groups : (n + 1) * groups]) for n, view in enumerate(views)]
+            if tiles:  # one after the other: all looks of all objects on the common canvas would fill the memory
+                aligned = (align(part.mean(1, keepdims=True), look, canvas) for look, part in looks)
+                members = functools.reduce(np.fmax, (np.stack([one[r, :, c] for r, c in places]) for one in aligned))
+            else:
+                parts = [align(confidence, look, canvas) for look, confidence in looks]  # V x [G, E, N_O, Q, H, W]
+                members = np.stack([np.concatenate([part[r, :, c] for part in parts]) for r, c in places])
+                members = np.stack([extract.match_queries(m) for m in members])
             similarity = np.stack([output.similarity[r, c] for r, c in places])
-            return CoarseResult(tuple(indices), canvas, np.stack(members), similarity, np.stack(confidence))
+            mean = np.stack([_average(m) for m in members])
+            return CoarseResult(tuple(indices), canvas, members, similarity, mean)
 
         return _Look(
             [v.sample(rgb) for v in views],

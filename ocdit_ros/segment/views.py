@@ -17,7 +17,7 @@ import numpy as np
 
 STRIDE = 16  # pixels per token
 MAX_GROWTH = 1.5  # of a small image; more costs time and finds nothing more
-TILE_SHARE = 0.6  # side of a tile relative to the image's when there are two a side; neighbours overlap by a third
+TILE_SHARE = 1.2  # sum of the sides of the tiles in a row, relative to the image's: they overlap
 
 #: Shift (in sides of the rectangle), scale and mirroring of the views of an ensemble; the first is the plain
 #: view.
@@ -110,8 +110,7 @@ def tiled(view: View, count: int) -> list[View]:
     """
     if count < 2:
         return []
-    share = TILE_SHARE * 2 / count if count > 2 else TILE_SHARE
-    width, height = max(round(view.width * share), 1), max(round(view.height * share), 1)
+    width, height = (max(round(side * TILE_SHARE / count), 1) for side in (view.width, view.height))
     if view.canvas[1] > MAX_GROWTH * width or view.canvas[0] > MAX_GROWTH * height:
         return []
     places = [(row / (count - 1), column / (count - 1)) for row in range(count) for column in range(count)]

@@ -12,7 +12,7 @@
 from .cache import CacheEntry, TemplateCache
 from .decimation import decimate
 from .loader import load_mesh
-from .mesh import Mesh, MeshError
+from .mesh import PLAUSIBLE_DIAMETER, Mesh, MeshError
 from .renderer import RenderSettings, cameras, render
 from .source import IMAGE_FORMATS, resolve
 from .types import ObjectSpec, TemplateSet
@@ -20,6 +20,7 @@ from .views import viewpoints
 
 __all__ = [
     "IMAGE_FORMATS",
+    "PLAUSIBLE_DIAMETER",
     "CacheEntry",
     "Mesh",
     "MeshError",

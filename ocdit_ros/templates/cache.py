@@ -72,6 +72,16 @@ class StoredEntry:
     size: int  # bytes
     last_used: float  # seconds since the epoch
 
+    def problem(self) -> str:
+        """What is wrong with the file, all of which is read, in a few words; empty if it is sound, or gone by now."""
+        try:
+            _read(self.path)
+        except FileNotFoundError:
+            return ""
+        except (OSError, _DamagedError) as error:
+            return str(error)
+        return ""
+
 
 class _DamagedError(Exception):
     """An entry that is not what was once written."""

@@ -14,9 +14,10 @@ from scipy.spatial.distance import pdist, squareform
 
 from .source import MeshError
 
-__all__ = ["NEUTRAL_GREY", "Mesh", "MeshError", "diameter"]
+__all__ = ["NEUTRAL_GREY", "PLAUSIBLE_DIAMETER", "Mesh", "MeshError", "diameter"]
 
 NEUTRAL_GREY = 180  # sRGB value of a surface of which nothing is known
+PLAUSIBLE_DIAMETER = (0.002, 10.0)  # metres; a mesh outside of it is taken for one in the wrong unit
 
 
 @dataclass(frozen=True, eq=False)

@@ -198,25 +198,19 @@ def draw_scene(
 # --- rendering -----------------------------------------------------------------------------------------------------
 
 
-def _image(bpy: Any, pixels: sc.Image8, name: str) -> Any:
-    """A picture [H, W, 3] for shaders, sRGB."""
+def _image(bpy: Any, pixels: sc.Image8 | Floats, name: str) -> Any:
+    """A picture [H, W, 3] for shaders: sRGB in 8 bits, made smaller where it is large, or linear in floats."""
+    linear = pixels.dtype == np.float32
     height, width = pixels.shape[:2]
-    if max(height, width) > _LARGEST_TEXTURE:
+    if not linear and max(height, width) > _LARGEST_TEXTURE:
         scale = _LARGEST_TEXTURE / max(height, width)
         width, height = max(1, round(width * scale)), max(1, round(height * scale))
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-    image = bpy.data.images.new(name, width, height)
+    image = bpy.data.images.new(name, width, height, float_buffer=linear)
     flat = np.ones((height, width, 4), np.float32)
-    flat[..., :3] = pixels[::-1].astype(np.float32) / np.float32(255)  # Blender's first row is the lowest
-    image.pixels.foreach_set(flat.ravel())
-    return image
-
-
-def _linear_image(bpy: Any, pixels: Floats, name: str) -> Any:
-    height, width = pixels.shape[:2]
-    image = bpy.data.images.new(name, width, height, float_buffer=True)
-    flat = np.ones((height, width, 4), np.float32)
-    flat[..., :3] = pixels[::-1]
+    flat[..., :3] = pixels[::-1]  # Blender's first row is the lowest
+    if not linear:
+        flat[..., :3] /= np.float32(255)
     image.pixels.foreach_set(flat.ravel())
     return image
 
@@ -282,7 +276,7 @@ def _world(bpy: Any, scene: Any, drawn: sc.Scene) -> None:
     seen = cv2.remap(drawn.backdrop, x * (width - 1), y * (height - 1), cv2.INTER_LINEAR)
     backdrop = camera_sensor.to_linear(cv2.GaussianBlur(seen, (3, 3), 0))
     backdrop = backdrop * (float(gradient.mean()) / max(float(backdrop.mean()), 1e-4))
-    lighting = _linear_image(bpy, (0.6 * gradient + 0.4 * np.minimum(backdrop, 8)).astype(np.float32), "lighting")
+    lighting = _image(bpy, (0.6 * gradient + 0.4 * np.minimum(backdrop, 8)).astype(np.float32), "lighting")
     wide = np.concatenate([drawn.backdrop, drawn.backdrop[:, ::-1]], 1)
     picture = _image(bpy, wide, "backdrop")
     world = bpy.data.worlds.new("world")

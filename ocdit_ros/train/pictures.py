@@ -12,18 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from ocdit_ros.model import OCDiT, SamplerSettings, sample
+from ocdit_ros.segment import draw
 from ocdit_ros.train.dataset import Batch, ObjectStore
 from ocdit_ros.train.validation import score_queries
 
 Picture = NDArray[np.uint8]
 _GAP = 4
-
-
-def _colours(count: int) -> NDArray[np.uint8]:
-    """Distinct colours [count, 3], rgb."""
-    hue = (np.arange(count) * 180 / max(count, 1)).astype(np.uint8)
-    hsv = np.stack([hue, np.full(count, 230, np.uint8), np.full(count, 255, np.uint8)], 1)[None]
-    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0], np.uint8)
 
 
 def _tinted(image: Picture, shares: NDArray[np.floating], colour: NDArray[np.uint8]) -> Picture:
@@ -53,7 +47,7 @@ def strip(
     with score and IoU. First column: the image [S, S, 3], all targets, all masks (confidence above 0.5). `targets` and
     `predicted` are [N_O, S, S].
     """
-    colours = _colours(len(templates))
+    colours = [np.array(draw.colour(number), np.uint8) for number in range(1, len(templates) + 1)]
     rows: list[list[Picture]] = [[_cell(image, side)], [], []]
     for row, masks in ((1, targets), (2, predicted > 0.5)):
         whole = _tinted(image, np.zeros(image.shape[:2], np.float32), colours[0])
