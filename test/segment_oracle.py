@@ -68,14 +68,14 @@ class OracleNetwork:
         return Output(confidence, np.full((len(rows), targets, height // 16, width // 16), 0.5, np.float32))
 
 
-def templates(name: str, size: int = 64) -> TemplateSet:
+def templates(name: str, size: int = 64, count: int = 4) -> TemplateSet:
     """Templates that satisfy the Segmenter; the oracle does not look at them."""
     generator = np.random.default_rng(sum(map(ord, name)))
     return TemplateSet(
-        images=generator.integers(0, 256, (4, size, size, 3), dtype=np.uint8),
-        masks=np.full((4, size, size), 255, np.uint8),
-        depths=np.ones((4, size, size), np.float32),
-        rotations=np.repeat(np.eye(3, dtype=np.float32)[None], 4, 0),
+        images=generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8),
+        masks=np.full((count, size, size), 255, np.uint8),
+        depths=np.ones((count, size, size), np.float32),
+        rotations=np.repeat(np.eye(3, dtype=np.float32)[None], count, 0),
         diameter=0.2,
         name=name,
     )

@@ -133,7 +133,7 @@ def test_cached_conditioning_equals_uncached(solver, ensemble, churn, self_atten
     def uncached(x, sigma):  # everything is computed anew from the templates at each evaluation, for each member
         every = query.rows([i // ensemble for i in range(x.shape[0])])
         fresh = model.condition(every.templates, every.diameters, every.slots)
-        return model.denoise(x, sigma.expand(x.shape[0]), every.image, fresh)
+        return model.denoise(x, sigma[None], every.image, fresh)
 
     generator = torch.Generator().manual_seed(3)
     noise = torch.randn(2 * ensemble, *query.latents.shape[1:], generator=generator)
@@ -141,6 +141,19 @@ def test_cached_conditioning_equals_uncached(solver, ensemble, churn, self_atten
     with torch.no_grad():
         *_, expected = trajectory(uncached, noise, settings, config.sigma_min, config.sigma_max, config.rho, generator)
     record_property("difference", close(cached.flatten(0, 1), expected))
+
+
+@pytest.mark.parametrize("self_attention", ["joint", "factorised"])
+def test_one_noise_level_for_all_rows_equals_as_many_equal_ones(self_attention):
+    model = live_model(queries_per_object=2, self_attention=self_attention)
+    query = random_query(model, batch=3)
+    for level in (0.05, 1.0, 30.0):
+        sigma = torch.tensor([level])
+        with torch.no_grad():  # scales, shifts and gates go into the weights
+            short = denoise(model, query, sigma, query.latents)
+            close(short, denoise(model, query, sigma.expand(3), query.latents), 3e-5)
+        # and with gradients nothing goes into the weights
+        close(short, denoise(model, query, sigma, query.latents), 3e-5)
 
 
 def test_conditioning_does_not_depend_on_image_or_sigma_and_may_be_shared():
@@ -337,7 +350,7 @@ def test_wrong_sizes_are_refused_in_a_sentence():
     three = tuple(torch.cat([m, m[:1]]) for m in query.image)
     with pytest.raises(ValueError, match="3 images and 2 rows of objects"):
         model.query_context(three, conditioning)
-    for latents, sigma in ((query.latents[:1], torch.ones(1)), (query.latents, torch.ones(1))):
+    for latents, sigma in ((query.latents[:1], torch.ones(1)), (query.latents, torch.ones(3))):
         with pytest.raises(ValueError, match=r"do not fit.*need \(2, 3, 8, 5, 4\) and \(2,\)"):
             model.denoise(latents, sigma, query.image, conditioning)
     with pytest.raises(ValueError, match="do not fit"):

@@ -158,7 +158,7 @@ def test_sample_evaluates_the_network_as_often_as_it_says(solver, monkeypatch):
     query = random_query(model, batch=1)
     calls = []
     inner = model.denoise_in_context
-    monkeypatch.setattr(model, "denoise_in_context", lambda *a: calls.append(a[1]) or inner(*a))
+    monkeypatch.setattr(model, "denoise_in_context", lambda *a: calls.append(a[0]) or inner(*a))
     conditioning = model.condition(query.templates, query.diameters)
     seen = []
     latents = sample(
@@ -169,7 +169,7 @@ def test_sample_evaluates_the_network_as_often_as_it_says(solver, monkeypatch):
         torch.Generator().manual_seed(0),
         lambda step, state: seen.append((step, state)),
     )
-    assert len(calls) == 6 and all(s.shape == (3,) for s in calls)  # three members in one batch
+    assert len(calls) == 6 and all(x.shape[0] == 3 for x in calls)  # three members in one batch
     assert latents.shape == (1, 3, *query.latents.shape[1:]) and not latents.requires_grad
     assert [step for step, _ in seen] == list(range(1, len(seen) + 1)) and seen[-1][1].equal(latents)
 

@@ -168,6 +168,19 @@ def test_large_views_hold_any_number_of_absent_objects(data):
     assert large.sample(0)[0].shape == (3, 96, 96) and large.sample(0)[1].shape == (4, 96, 96)
 
 
+def test_views_for_one_object_show_it_or_not(data):
+    several = source(data, tiny(), min_pixels=1)
+    alone = SampleSource(several.scenes, several.objects, several.settings.single(0.5), several.seed)
+    shown = []
+    for index in range(60):
+        _, masks, keys = alone.sample(index)
+        in_scene = {i["object"] for i in alone.scenes[alone.scene_of(index)][2]}
+        assert len(keys) == len(masks) == 1
+        assert bool(masks.any()) == (keys[0] in in_scene)
+        shown.append(bool(masks.any()))
+    assert 0.3 < np.mean(shown) < 0.7
+
+
 def test_a_store_with_too_few_objects_is_named(data):
     crops = source(data, tiny(), objects=7)
     with pytest.raises(ValueError, match="has 6 objects, too few for queries of 7"):

@@ -10,6 +10,7 @@ sees the image resized by p / 16, so that its token grid is the /16 grid of the 
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Features = tuple[Tensor, ...]  # one map per stride, finest first: [B, C_s, H/s, W/s]
 
@@ -168,6 +170,27 @@ class Backbone(nn.Module):
                 (x - getattr(self, f"mean_{s}")) / getattr(self, f"std_{s}")
                 for x, s in zip(self.raw(images), self.strides)
             )
+
+    @torch.no_grad()
+    def folded(self) -> Backbone:
+        """A copy for inference whose batch norms are part of the convolutions before them: the same maps, sooner.
+
+        Modules count as neighbours by their order within their parent, as timm's convolutional families are written;
+        a network for which that changes the maps by more than rounding is returned as it is.
+        """
+        fused = copy.deepcopy(self).eval()
+        for parent in list(fused.net.modules()):
+            children = list(parent.named_children())
+            for (first, convolution), (second, norm) in zip(children, children[1:]):
+                if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    setattr(parent, first, fuse_conv_bn_eval(convolution, norm))
+                    # timm's norms bring the activation along
+                    setattr(parent, second, getattr(norm, "act", nn.Identity()))
+        probe = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)).to(self.rgb_mean.device)
+        for own, other in zip(self(probe), fused(probe)):
+            if not torch.allclose(own, other, rtol=1e-3, atol=1e-3):
+                return self
+        return fused.requires_grad_(False)
 
     @torch.no_grad()
     def fit_statistics(self, images: Tensor) -> None:

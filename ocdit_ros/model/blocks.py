@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +21,11 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """Inverse of `split_heads`."""
     return x.transpose(1, 2).flatten(2)
+
+
+def gated_linear(x: Tensor, linear: nn.Linear, gate: Tensor) -> Tensor:
+    """Return gate [d_out] * linear(x), without a pass over the result."""
+    return F.linear(x, linear.weight * gate[:, None], linear.bias * gate)
 
 
 class CrossAttention(nn.Module):
@@ -44,8 +51,12 @@ class CrossAttention(nn.Module):
 
         n is the number of query tokens of one object (all its queries together); True in the mask means look.
         """
+        return self.out(self.look(x, keys, values, mask))
+
+    def look(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """`forward` before the output projection."""
         query = split_heads(self.query(x), self.heads)
-        return self.out(merge_heads(F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)))
+        return merge_heads(F.scaled_dot_product_attention(query, keys, values, attn_mask=mask))
 
 
 class JointSelfAttention(nn.Module):
@@ -58,14 +69,18 @@ class JointSelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Self-attention within each row of x [N, n, d_e]."""
+    def look(self, x: Tensor) -> Tensor:
+        """Self-attention within each row of x [N, n, d_e], before the output projection."""
         query, key, value = (split_heads(t, self.heads) for t in self.qkv(x).chunk(3, -1))
-        return self.out(merge_heads(F.scaled_dot_product_attention(query, key, value)))
+        return merge_heads(F.scaled_dot_product_attention(query, key, value))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, N_Q, n_q, d_e] -> the same."""
-        return self.attend(x.flatten(1, 2)).view_as(x)
+        return self.out(self.look(x.flatten(1, 2))).view_as(x)
+
+    def add_gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+        """Add gate [d_e] * forward(y) to x, with the gate in the weights of the last layer."""
+        return gated_linear(self.look(y.flatten(1, 2)), self.out, gate).view_as(x).add_(x)
 
 
 class FactorisedSelfAttention(JointSelfAttention):
@@ -79,7 +94,13 @@ class FactorisedSelfAttention(JointSelfAttention):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, N_Q, n_q, d_e] -> the same."""
         others = torch.cat([x.mean(1), x.amax(1)], -1)  # [B, n_q, 2 d_e]
-        return self.attend(x.flatten(0, 1)).view_as(x) + self.exchange(others)[:, None]
+        return self.out(self.look(x.flatten(0, 1))).view_as(x) + self.exchange(others)[:, None]
+
+    def add_gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+        """Add gate [d_e] * forward(y) to x, with the gate in the weights of the last layers."""
+        others = torch.cat([y.mean(1), y.amax(1)], -1)
+        own = gated_linear(self.look(y.flatten(0, 1)), self.out, gate).view_as(x)
+        return own.add_(x).add_(gated_linear(others, self.exchange, gate)[:, None])
 
 
 class Modulation(nn.Module):
@@ -111,7 +132,7 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.cross = CrossAttention(width, heads)
         self.self = (JointSelfAttention if self_attention == "joint" else FactorisedSelfAttention)(width, heads)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.modulation = Modulation(width, 9)
 
     def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,12 +140,28 @@ class Block(nn.Module):
         return self.cross.keys_values(tokens)
 
     def forward(self, x: Tensor, noise: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Map x [B, N_Q, n_q, d_e] under noise [B, d_e]; keys, values and mask as `CrossAttention.forward` takes them.
+        """Map x [B, N_Q, n_q, d_e] under noise [B, d_e] or [1, d_e].
 
+        `keys`, `values` and `mask` as `CrossAttention.forward` takes them.
         Queries are ordered by object, so the N_Q / N_O queries of one object form one row of the cross-attention.
         """
+        plain = torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)  # residuals stay float32 there
+        if noise.shape[0] == 1 and not plain:
+            return self._at_one_level(x, noise, keys, values, mask)
         shift_c, scale_c, gate_c, shift_s, scale_s, gate_s, shift_m, scale_m, gate_m = self.modulation(noise)
         y = (self.norm(x) * (1 + scale_c) + shift_c).reshape(keys.shape[0], -1, x.shape[-1])
         x = x + gate_c * self.cross(y, keys, values, mask).view_as(x)
         x = x + gate_s * self.self(self.norm(x) * (1 + scale_s) + shift_s)
         return x + gate_m * self.mlp(self.norm(x) * (1 + scale_m) + shift_m)
+
+    def _at_one_level(self, x: Tensor, noise: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """`forward` for one noise embedding [1, d_e]: scales, shifts and gates become weights, a third less to do."""
+        shape = self.norm.normalized_shape
+        shift_c, scale_c, gate_c, shift_s, scale_s, gate_s, shift_m, scale_m, gate_m = (
+            part.flatten() for part in self.modulation(noise)
+        )
+        y = F.layer_norm(x, shape, 1 + scale_c, shift_c, self.norm.eps).view(keys.shape[0], -1, x.shape[-1])
+        x = gated_linear(self.cross.look(y, keys, values, mask), self.cross.out, gate_c).view_as(x).add_(x)
+        x = self.self.add_gated(x, F.layer_norm(x, shape, 1 + scale_s, shift_s, self.norm.eps), gate_s)
+        y = self.mlp[1](self.mlp[0](F.layer_norm(x, shape, 1 + scale_m, shift_m, self.norm.eps)))
+        return gated_linear(y, cast("nn.Linear", self.mlp[2]), gate_m).add_(x)

@@ -135,9 +135,7 @@ class OCDiT(nn.Module):
         )
         self.final_norm = nn.LayerNorm(width, elementwise_affine=False)
         self.final_modulation = Modulation(width, 2)
-        self.final = nn.Sequential(
-            nn.Linear(width, width), nn.GELU(approximate="tanh"), nn.Linear(width, config.latent_channels)
-        )
+        self.final = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.latent_channels))
         self.uncertainty = nn.Sequential(FourierFeatures(width), nn.Linear(width, 1))  # EDM2's u(sigma)
         self.reset_parameters()
 
@@ -335,13 +333,16 @@ class OCDiT(nn.Module):
     # ---------------------------------------------------------------- once per noise level
 
     def denoise_in_context(self, noisy_latents: Tensor, sigma: Tensor, context: QueryContext) -> Tensor:
-        """D(y; sigma) [B, N_Q, d, h, w] for noisy latents of that shape and sigma [B], all else prepared."""
+        """D(y; sigma) [B, N_Q, d, h, w] for noisy latents of that shape and sigma [B] or [1], all else prepared.
+
+        One noise level for all rows takes less time than as many equal ones.
+        """
         batch, queries = context.shape
         height, width = context.grid
         sigma = sigma.to(noisy_latents.dtype)
         c_skip, c_out, c_in = (c.view(-1, 1, 1, 1, 1) for c in preconditioning(sigma, self.config.sigma_data))
         latent = self.latent_embedding((c_in * noisy_latents).flatten(0, 1)).flatten(2).transpose(1, 2)
-        x = latent.view(batch, queries, height * width, -1) + context.embedding
+        x = latent.reshape(batch, queries, height * width, -1) + context.embedding
         noise = self.noise_embedding(sigma)
         for block, keys, values in zip(self.blocks, context.keys, context.values):
             x = block(x, noise, keys, values, context.mask)
@@ -353,7 +354,7 @@ class OCDiT(nn.Module):
     def denoise(
         self, noisy_latents: Tensor, sigma: Tensor, image_features: Features, conditioning: Conditioning
     ) -> Tensor:
-        """D(y; sigma) [B, N_Q, d, h, w] for noisy latents of that shape and sigma [B].
+        """D(y; sigma) [B, N_Q, d, h, w] for noisy latents of that shape and sigma [B], or [1] for all.
 
         Features of B images (or of one) and B rows of objects (or one); B may also be a multiple of both, whose rows
         are then repeated. Raises ValueError when the sizes do not fit together.
@@ -361,7 +362,7 @@ class OCDiT(nn.Module):
         rows = max(image_features[-1].shape[0], conditioning.valid.shape[0])
         context = self.query_context(image_features, conditioning, max(1, noisy_latents.shape[0] // rows))
         expected = (*context.shape, self.config.latent_channels, *context.grid)
-        if noisy_latents.shape != expected or sigma.shape != expected[:1]:
+        if noisy_latents.shape != expected or sigma.shape not in (expected[:1], (1,)):
             raise ValueError(
                 f"noisy latents {tuple(noisy_latents.shape)} and sigma {tuple(sigma.shape)} do not fit the image and "
                 f"objects, which need {expected} and {expected[:1]}"

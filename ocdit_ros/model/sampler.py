@@ -193,7 +193,7 @@ def sample(
         return state.view(-1, settings.ensemble, *state.shape[1:])
 
     states = trajectory(
-        lambda state, sigma: model.denoise_in_context(state, sigma.to(state.device).expand(len(state)), context),
+        lambda state, sigma: model.denoise_in_context(state, sigma.to(state.device)[None], context),
         x,
         settings,
         settings.sigma_min if settings.sigma_min is not None else config.sigma_min,

@@ -18,6 +18,12 @@ from torch import Tensor
 from ocdit_ros.model import Conditioning, Features, OCDiT, SamplerSettings, TemplateFeatures, sample
 from ocdit_ros.templates import TemplateSet
 
+# A CPU is fastest where what is in work stays in its cache and no fresh memory is asked for; a GPU wants much at once.
+BATCH_TOKENS = {"cpu": 6912, "gpu": 49152}
+BATCH_PIXELS = {"cpu": 2**17, "gpu": 2**24}
+EMPTY_CONFIDENCE = 0.01  # what is decoded must stay below for latents to count as the empty mask
+EMPTY_RADII = (1.0, 0.5, 0.25)  # distances from the empty mask's latents, per token, that are tried for that
+
 
 @dataclass(eq=False)
 class KnownObject:
@@ -58,7 +64,11 @@ class Network:
         self.model = model.to(device).eval().requires_grad_(False)
         self.device = torch.device(device)
         self.config = model.config
+        self._kind = "cpu" if self.device.type == "cpu" else "gpu"
         self.timings = Timings()
+        self._backbone = self.model.backbone.folded()
+        self._empties: dict[tuple[int, int], Tensor] = {}
+        self._empty_radius = self._find_empty_radius()
 
     @property
     def feature_key(self) -> str:
@@ -137,7 +147,7 @@ class Network:
         targets: int,
         sampler: SamplerSettings,
         seed: int = 0,
-        batch_tokens: int = 49152,
+        batch_tokens: int = 0,
         on_step: Callable[[int, np.ndarray], None] | None = None,
         frame_of_row: Sequence[int] | None = None,
     ) -> Output:
@@ -151,7 +161,7 @@ class Network:
             targets: the first so many objects of every row are decoded, the others are there to compete.
             sampler: how latents are drawn.
             seed: of the noise.
-            batch_tokens: bounds the query tokens that are in work at once.
+            batch_tokens: bounds the query tokens that are in work at once; 0 takes what suits the device.
             on_step: receives (step, confidences of the state) [B, E, T, Q, H, W] when all rows fit into one
             batch.
             frame_of_row: rows of different frames draw from noises of their own, each the one that it would have
@@ -159,10 +169,10 @@ class Network:
         """
         clock = time.perf_counter()
         height, width = images[0].shape[:2]
-        features = self._image_features(images, batch_tokens * 256)
+        features = self._image_features(images)
         clock = self.timings.add("backbone", clock)
         tokens = (height // 16) * (width // 16) * len(rows[0]) * sampler.ensemble * self.config.queries_per_object
-        size = max(batch_tokens // tokens, 1)
+        size = max((batch_tokens or BATCH_TOKENS[self._kind]) // tokens, 1)
         frames = [0] * len(rows) if frame_of_row is None else list(frame_of_row)
         # of the CPU: the same noise on every device
         generators = {frame: torch.Generator().manual_seed(seed) for frame in frames}
@@ -205,19 +215,53 @@ class Network:
             encoding = encoding + self.model.size_encoding(diameters.float())
         return (encoding[:, :, None] + self.model.instance_encoding.weight).flatten(1, 2)
 
-    def _image_features(self, images: Sequence[np.ndarray], batch_pixels: int) -> Features:
-        size = max(batch_pixels // (images[0].shape[0] * images[0].shape[1]), 1)
+    def _image_features(self, images: Sequence[np.ndarray]) -> Features:
+        size = max(BATCH_PIXELS[self._kind] // (images[0].shape[0] * images[0].shape[1]), 1)
         parts = []
         for start in range(0, len(images), size):
             batch = torch.from_numpy(np.stack(images[start : start + size])).to(self.device)
-            parts.append(self.model.image_features(batch.movedim(-1, 1).float() / 255))
+            parts.append(self._backbone(batch.movedim(-1, 1).float() / 255))
         return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
 
     def _decode(self, latents: Tensor, targets: int) -> np.ndarray:
-        """[B, E, N_Q, d, h, w] -> float32 [B, E, T, Q, H, W]; queries of one object lie side by side."""
+        """[B, E, N_Q, d, h, w] -> float32 [B, E, T, Q, H, W]; queries of one object lie side by side.
+
+        Objects that are absent give the latents of the empty mask; those are not decoded.
+        """
         queries = self.config.queries_per_object
-        confidence = self.model.confidence(latents[:, :, : targets * queries].contiguous())
-        return confidence.unflatten(2, (targets, queries)).float().cpu().numpy()
+        latents = latents[:, :, : targets * queries]
+        lead, (height, width) = latents.shape[:3], latents.shape[-2:]
+        flat = latents.flatten(0, 2)
+        if self._empty_radius:
+            distance = (flat - self._empty_latents(height, width)).pow(2).sum(1).amax((1, 2)).sqrt()
+            shown = (distance > self._empty_radius).nonzero()[:, 0]
+        else:
+            shown = torch.arange(len(flat), device=flat.device)
+        confidence = flat.new_zeros(len(flat), 16 * height, 16 * width)
+        if len(shown):
+            confidence[shown] = self.model.confidence(flat[shown]).to(confidence.dtype)
+        return confidence.unflatten(0, lead).unflatten(2, (targets, queries)).float().cpu().numpy()
+
+    def _empty_latents(self, height: int, width: int) -> Tensor:
+        """Latents of a mask that shows nothing: [1, d, height, width]."""
+        if (height, width) not in self._empties:
+            empty = torch.zeros(1, 1, 16 * height, 16 * width, device=self.device)
+            self._empties[height, width] = self.model.vae.encode_latent(empty)
+        return self._empties[height, width]
+
+    @torch.inference_mode()
+    def _find_empty_radius(self) -> float:
+        """Largest of EMPTY_RADII around the empty mask's latents within which this decoder shows nothing; 0: none.
+
+        Tried in random directions; an untrained decoder shows something anywhere.
+        """
+        empty = self._empty_latents(8, 8)
+        noise = torch.randn(16, *empty.shape[1:], generator=torch.Generator().manual_seed(0)).to(empty)
+        noise = noise / noise.norm(dim=1, keepdim=True)
+        for radius in EMPTY_RADII:
+            if float(self.model.confidence(empty + radius * noise).max()) < EMPTY_CONFIDENCE:
+                return radius
+        return 0.0
 
     def _similarity(
         self, features: Features, rows: Sequence[Sequence[KnownObject]], conditioning: Conditioning, targets: int
@@ -250,7 +294,7 @@ class Network:
     @torch.inference_mode()
     def image_features(self, images: Sequence[np.ndarray]) -> Features:
         """Backbone features of uint8 images [H, W, 3] of one size."""
-        return self._image_features(images, 2**24)
+        return self._image_features(images)
 
 
 def _on_latent_grid(maps: Features) -> Tensor:

@@ -77,7 +77,7 @@ class SegmenterSettings:
     max_crops: int = 64  # proposals beyond are left out, weakest first
     mask_threshold: float = 0.5  # confidence at the outline of a mask
     min_pixels: int = 24  # masks with fewer pixels of the image are left out
-    batch_tokens: int = 49152  # query tokens that go through the network at once; bounds the memory
+    batch_tokens: int = 0  # query tokens that go through the network at once; 0: what suits the device
 
     def __post_init__(self) -> None:
         limits = {
@@ -85,7 +85,7 @@ class SegmenterSettings:
             "steps": (1, 1000), "ensemble": (1, 256), "augmentations": (1, 8), "coarse_ensemble": (1, 256),
             "group_size": (1, 1024), "coarse_size": (16, 1024), "tiles": (1, 4), "crop_size": (16, 1024),
             "crop_scale": (1.0, 10.0), "crop_objects": (1, 1024), "proposals_per_object": (1, 100),
-            "max_crops": (1, 100000), "min_pixels": (1, 10**9), "batch_tokens": (1, 10**9), "seed": (0, 2**63 - 1),
+            "max_crops": (1, 100000), "min_pixels": (1, 10**9), "batch_tokens": (0, 10**9), "seed": (0, 2**63 - 1),
         }  # fmt: skip
         for name, (low, high) in limits.items():
             value = getattr(self, name)

@@ -62,6 +62,12 @@ def add_parser(subparsers: Any) -> None:
     )
     denoiser.add_argument("--coarse-size", type=int, default=288, help="pixels of those views")
     denoiser.add_argument("--coarse-objects", type=int, default=8, help="objects in a query of those views")
+    denoiser.add_argument(
+        "--single-share",
+        type=float,
+        default=0.0,
+        help="share of either kind of steps that ask for one object only, absent from half of the views",
+    )
     denoiser.add_argument("--validation-scenes", type=int, default=100)
     denoiser.add_argument("--validate-every", type=float, default=15, help="minutes")
     denoiser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default="no")
@@ -182,13 +188,14 @@ def _denoiser(args: argparse.Namespace) -> int:
     scenes = open_scenes(args.scenes or [str(data / "scenes" / "train")], store.index)
     source = SampleSource(scenes, store, sampling, args.seed)
     large = SampleSettings.coarse(args.coarse_size, args.coarse_objects, queries_per_object=queries, batch_share=0.5)
-    mixture = MixedSource(
-        [
-            (source, 1 - args.coarse_share),
-            (SampleSource(scenes, store, large, args.seed + 1), args.coarse_share),
-        ],
-        args.seed,
-    )
+    shares = []
+    for kind, share in (
+        (source, 1 - args.coarse_share),
+        (SampleSource(scenes, store, large, args.seed + 1), args.coarse_share),
+    ):
+        alone = SampleSource(scenes, store, kind.settings.single(0.5), kind.seed + 2)
+        shares += [(kind, share * (1 - args.single_share)), (alone, share * args.single_share)]
+    mixture = MixedSource(shares, args.seed)
     held_out = SampleSource(
         SceneShards(data / "scenes" / "val"),
         ObjectStore(data / "objects" / "val", model, cache / "val"),

@@ -205,6 +205,13 @@ class SampleSettings:
         """Views as the coarse pass meets them: no enlarged crops, and any number of the objects may be absent."""
         return cls(**{"size": size, "objects": objects, "zoom": 0.0, "absent": (1 / objects,) * objects, **changes})
 
+    def single(self, share: float) -> SampleSettings:
+        """The same views asked for one object, as someone who has one mesh asks; `share` of them without it.
+
+        Nothing else competes for the pixels then, which the network must have met to say no, and to say yes.
+        """
+        return dataclasses.replace(self, objects=1, absent=(1 - share, share))
+
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
@@ -350,7 +357,7 @@ class SampleSource:
             distance[key] = float(np.hypot(ys - centre[0], xs - centre[1]).min()) + rng.exponential(8)
         outside = len(self.objects.keys) - sum(key in self.objects.index for key in in_scene)
         # at least as many present ones as it takes when the store has too few objects that are not in the scene
-        wanted = max(settings.objects - absent, settings.objects - outside, 1)
+        wanted = max(settings.objects - absent, settings.objects - outside, 0)
         if len(present) + outside < settings.objects:
             raise ValueError(
                 f"'{self.objects.folder}' has {len(self.objects.keys)} objects, too few for queries of "
