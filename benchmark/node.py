@@ -11,9 +11,10 @@ Overhead: the real node in a process of its own around a model that takes no tim
 instances; camera and listener are in this process, over DDS. Frames are sent one after the other. Printed are medians,
 in ms: `in`: from the arrival of the message in the node to the call of the Segmenter (hand-over to the thread and
 conversion); `out`: from the Segmenter's return until the last message is published; `whole`: from publish() in the
-camera to the detections here, so with DDS and both Pythons; `CPU`: processor time of the node's process per frame,
-which does not depend on what else the machine does. Listening is one of: detections alone; label image and mask too;
-overlay too.
+camera to the detections here, so with DDS and both Pythons. Of `out`, `queued` is how long the thread that publishes
+was ready to go on and waited for a processor that others had (Linux's schedstat), `worked` its processor time: what
+hangs on the load of the machine, and what does not. `CPU`: processor time of the node's process per frame, all
+threads. Listening is one of: detections alone; label image and mask too; overlay too.
 
 Services: how long calls take, while idle, during a frame that takes seconds, and during a configure that takes half a
 minute. The model only waits (`sleeping`) or runs Python code that never gives way by itself (`spinning`); with
@@ -130,6 +131,7 @@ def serve(arguments: list[str]) -> None:
     """Run the node around the null model; the parameter `weights` says how long things take: <what>:<mode>."""
     from ocdit_ros.node import segment_node
     from ocdit_ros.node.backend import SETTINGS
+    from ocdit_ros.node.lifecycle_node import Camera
 
     def make(values: dict[str, Any]) -> tuple[NullSegmenter, str]:
         what, _, mode = values["weights"].partition(":")
@@ -139,7 +141,23 @@ def serve(arguments: list[str]) -> None:
         made = NullSegmenter(settings, mode if what == "frame" else "null")
         return made, "a model that takes no time"
 
+    spent: list[tuple[float, float]] = []
+    original = Camera.publish
+
+    def publish(*given: Any) -> None:
+        queued, worked = seconds_queued(), time.thread_time()
+        original(*given)
+        spent.append((seconds_queued() - queued, time.thread_time() - worked))
+
+    Camera.publish = publish  # type: ignore[method-assign]
     segment_node.main(arguments, make)
+    if "BENCHMARK_SPENT" in os.environ:
+        Path(os.environ["BENCHMARK_SPENT"]).write_text(json.dumps(spent))
+
+
+def seconds_queued() -> float:
+    """How long this thread has waited for a processor."""
+    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) * 1e-9
 
 
 # The rest of the robot ------------------------------------------------------------------------------------------------
@@ -157,7 +175,11 @@ class Robot:
         program = ["-m", "ocdit_ros.node.segment_node"] if network else [__file__, "--serve"]
         self.process = subprocess.Popen(
             [sys.executable, *program, "--ros-args", "--params-file", str(file), "--log-level", "warn"],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+                "BENCHMARK_SPENT": str(Path(self.folder.name, "spent.json")),
+            },
         )
         rclpy.init()
         self.node = rclpy.create_node("benchmark")
@@ -234,13 +256,17 @@ class Robot:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def close(self) -> None:
-        """End the node and this side."""
+    def stop(self) -> None:
+        """End the node."""
         self.process.send_signal(signal.SIGINT)
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
             self.process.kill()
+
+    def close(self) -> None:
+        """End the node and this side."""
+        self.stop()
         self._executor.shutdown(5)
         rclpy.try_shutdown()
         self._thread.join(5)
@@ -290,17 +316,20 @@ def overhead(width: int, height: int, encoding: str, listening: str, frames: int
             lambda: one.diagnostics.get("frames processed") == str(warm_up + frames), 30, "diagnostics of all frames"
         )
         stage = {name: float(one.diagnostics[f"latency {name} median [ms]"]) for name in ("wait", "convert", "publish")}
+        one.stop()
+        spent_of = json.loads(Path(one.folder.name, "spent.json").read_text())[warm_up:]
+        queued, worked = (1e3 * statistics.median(values) for values in zip(*spent_of, strict=True))
     return {
         "size": f"{width} x {height}", "encoding": encoding, "listening": listening, "frames": frames,
-        "in": stage["wait"] + stage["convert"], "out": stage["publish"],
+        "in": stage["wait"] + stage["convert"], "out": stage["publish"], "queued": queued, "worked": worked,
         "whole": 1e3 * statistics.median(whole[warm_up:]), "cpu": 1e3 * spent,
     }  # fmt: skip
 
 
 def measure_overhead(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Print the table of the overhead."""
-    print("| size | encoding | listening | in | out | in + out | whole | CPU |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| size | encoding | listening | in | out | queued | worked | in + out | whole | CPU |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     rows = []
     for size in SIZES[::2] if options.brief else SIZES:
         for encoding in ENCODINGS[:1] if options.brief else ENCODINGS:
@@ -309,6 +338,7 @@ def measure_overhead(options: argparse.Namespace) -> list[dict[str, Any]]:
                 rows.append(row)
                 print(
                     f"| {row['size']} | {encoding} | {listening} | {row['in']:.1f} | {row['out']:.1f} | "
+                    f"{row['queued']:.1f} | {row['worked']:.1f} | "
                     f"{row['in'] + row['out']:.1f} | {row['whole']:.1f} | {row['cpu']:.1f} |",
                     flush=True,
                 )
@@ -332,16 +362,21 @@ def parts_of(width: int, height: int, node: Any) -> dict[str, list[Callable[[], 
         publisher = node.create_publisher(kind, f"parts/{name}", RESULT_QOS)
         return [lambda: made.update({name: build()}), lambda: publisher.publish(made[name])]
 
-    def of_pixels(build: Callable[[], np.ndarray], encoding: str) -> Callable[[], Image]:
-        return lambda: messages.image_message(header, build(), encoding)
+    def drawn(encoding: str, draw_in: Callable[[np.ndarray], Any]) -> Callable[[], Image]:
+        def build() -> Image:
+            message, pixels = messages.blank_image(header, *shape, encoding)
+            draw_in(pixels)
+            return message
+
+        return build
 
     return {
         "convert rgb8": [lambda: to_rgb(rgb)],
         "convert bgr8": [lambda: to_rgb(bgr)],
         "detections": step("detections", Detection2DArray, lambda: messages.detections_message(header, found)),
-        "label image": step("labels", Image, of_pixels(lambda: draw.label_image(found, *shape), "16UC1")),
-        "mask": step("mask", Image, of_pixels(lambda: messages.mask_array(shape, found), "mono8")),
-        "overlay": step("overlay", Image, of_pixels(lambda: draw.overlay(pixels, found), "rgb8")),
+        "label image": step("labels", Image, drawn("16UC1", lambda out: draw.label_image(found, *shape, out))),
+        "mask": step("mask", Image, drawn("mono8", lambda out: messages.mask_array(shape, found, "", out))),
+        "overlay": step("overlay", Image, drawn("rgb8", lambda out: draw.overlay(pixels, found, out=out))),
     }
 
 

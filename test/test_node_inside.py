@@ -42,7 +42,7 @@ def test_nothing_is_computed_that_nobody_listens_to(monkeypatch, heard):
         (draw, "label_image", "label_image"), (messages, "mask_array", "mask"), (draw, "overlay", "overlay")
     ):  # fmt: skip
         original = getattr(where, name)
-        monkeypatch.setattr(where, name, lambda *a, o=original, t=topic: (made.append(t), o(*a))[1])
+        monkeypatch.setattr(where, name, lambda *a, o=original, t=topic, **k: (made.append(t), o(*a, **k))[1])
     camera = object.__new__(Camera)
     for topic in ("detections", "label_image", "mask", "overlay"):
         setattr(camera, topic, Topic(int(topic in heard)))

@@ -130,6 +130,36 @@ def test_image_messages_hold_the_pixels_contiguously(pixels, encoding):
     assert deserialize_message(serialize_message(result), Image) == result
 
 
+@pytest.mark.parametrize(
+    "encoding, draw_in, wanted",
+    [
+        (
+            "16UC1",
+            lambda out: draw.label_image(INSTANCES, *SHAPE, out=out),
+            lambda: draw.label_image(INSTANCES, *SHAPE),
+        ),
+        (
+            "mono8",
+            lambda out: messages.mask_array(SHAPE, INSTANCES, "mug", out=out),
+            lambda: messages.mask_array(SHAPE, INSTANCES, "mug"),
+        ),
+        (
+            "rgb8",
+            lambda out: draw.overlay(np.full((*SHAPE, 3), 9, np.uint8), INSTANCES, out=out),
+            lambda: draw.overlay(np.full((*SHAPE, 3), 9, np.uint8), INSTANCES),
+        ),
+    ],
+)
+def test_a_message_drawn_in_place_is_the_one_made_of_an_array(encoding, draw_in, wanted):
+    result, pixels = messages.blank_image(header(9), *SHAPE, encoding)
+    assert not pixels.any()
+    assert draw_in(pixels) is pixels
+    assert result == messages.image_message(header(9), wanted(), encoding)
+    assert any(result.data)
+    assert isinstance(result.data, array.array)
+    assert deserialize_message(serialize_message(result), Image) == result
+
+
 def test_data_is_handed_over_as_an_array_which_rclpy_does_not_check_byte_by_byte():
     data = messages.image_message(header(0), np.zeros((2, 2), np.uint8), "mono8").data
     assert isinstance(data, array.array)

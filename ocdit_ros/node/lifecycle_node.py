@@ -178,18 +178,22 @@ class Camera:
 
     def publish(self, header: Header, rgb: np.ndarray, instances: Sequence[Any], selected: str) -> None:
         """Send the results of a frame; what nobody listens to is not computed, detections apart."""
-        shape = rgb.shape[:2]
+        height, width = rgb.shape[:2]
         # Masks first: who synchronises by stamp waits for the last one, and who waits for detections has all
         # then.
         if self.label_image.get_subscription_count():
-            labels = draw.label_image(instances, *shape)
-            self.label_image.publish(messages.image_message(header, labels, "16UC1"))
+            message, pixels = messages.blank_image(header, height, width, "16UC1")
+            draw.label_image(instances, height, width, out=pixels)
+            self.label_image.publish(message)
         if self.mask.get_subscription_count():
-            mask = messages.mask_array(shape, instances, selected)
-            self.mask.publish(messages.image_message(header, mask, "mono8"))
+            message, pixels = messages.blank_image(header, height, width, "mono8")
+            messages.mask_array((height, width), instances, selected, out=pixels)
+            self.mask.publish(message)
         self.detections.publish(messages.detections_message(header, instances))
         if self.overlay.get_subscription_count():
-            self.overlay.publish(messages.image_message(header, draw.overlay(rgb, instances), "rgb8"))
+            message, pixels = messages.blank_image(header, height, width, "rgb8")
+            draw.overlay(rgb, instances, out=pixels)
+            self.overlay.publish(message)
 
     def warn(self, text: str) -> None:
         """A warning that names this camera's topic, at most one in WARNING_PERIOD: a bad camera sends on and on."""

@@ -49,26 +49,48 @@ def detections_message(header: Header, instances: Sequence[Instance]) -> Detecti
     return Detection2DArray(header=header, detections=detections)
 
 
-def mask_array(shape: tuple[int, int], instances: Sequence[Instance], name: str = "") -> np.ndarray:
-    """uint8 [H, W], 0 or 255: the best instance of object `name` ('' = of any); all 0 without one."""
+def mask_array(
+    shape: tuple[int, int], instances: Sequence[Instance], name: str = "", out: np.ndarray | None = None
+) -> np.ndarray:
+    """uint8 [H, W], 0 or 255: the best instance of object `name` ('' = of any); all 0 without one.
+
+    `out`, uint8 [H, W] of zeros, is drawn in where it is given.
+    """
+    mask = np.zeros(shape, np.uint8) if out is None else out
     for instance in instances:
         if name in ("", instance.name):
-            return np.multiply(instance.mask.view(np.uint8), 255, dtype=np.uint8)
-    return np.zeros(shape, np.uint8)
+            np.multiply(instance.mask.view(np.uint8), 255, out=mask, dtype=np.uint8)
+            break
+    return mask
+
+
+#: What the node publishes: type of a sample and samples of a pixel.
+_LAYOUTS: dict[str, tuple[type, int]] = {"16UC1": (np.uint16, 1), "mono8": (np.uint8, 1), "rgb8": (np.uint8, 3)}
+
+
+def blank_image(header: Header, height: int, width: int, encoding: str) -> tuple[Image, np.ndarray]:
+    """sensor_msgs/Image of zeros, and its pixels to draw in, [H, W] or [H, W, 3]: one copy less than image_message.
+
+    `encoding` is 16UC1, mono8 or rgb8.
+    """
+    dtype, channels = _LAYOUTS[encoding]
+    step = width * channels * np.dtype(dtype).itemsize
+    message = _image(header, height, width, encoding, step)
+    message.data = array.array("B", b"\0") * (height * step)
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    return message, np.frombuffer(message.data, dtype).reshape(shape)
+
+
+def _image(header: Header, height: int, width: int, encoding: str, step: int) -> Image:
+    big = int(sys.byteorder == "big")
+    return Image(header=header, height=height, width=width, encoding=encoding, is_bigendian=big, step=step)
 
 
 def image_message(header: Header, pixels: np.ndarray, encoding: str) -> Image:
     """sensor_msgs/Image from [H, W] or [H, W, C]; rows are contiguous, the byte order is this machine's."""
     pixels = np.ascontiguousarray(pixels)
     height, width = pixels.shape[:2]
-    message = Image(
-        header=header,
-        height=height,
-        width=width,
-        encoding=encoding,
-        is_bigendian=int(sys.byteorder == "big"),
-        step=pixels.nbytes // max(height, 1),
-    )
+    message = _image(header, height, width, encoding, pixels.nbytes // max(height, 1))
     # An array('B') is taken over as it is; a list or an ndarray would be checked element by element, a
     # thousand times slower.
     data = array.array("B")

@@ -20,15 +20,19 @@ def colour(object_id: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def overlay(rgb: np.ndarray, instances: Sequence[Instance], labels: bool = True) -> np.ndarray:
-    """The image with masks tinted, outlined and labelled by name and score: uint8 [H, W, 3], a new array.
+def overlay(
+    rgb: np.ndarray, instances: Sequence[Instance], labels: bool = True, out: np.ndarray | None = None
+) -> np.ndarray:
+    """The image with masks tinted, outlined and labelled by name and score: uint8 [H, W, 3], `out` or a new array.
 
     Args:
         rgb: uint8 [H, W, 3].
         instances: best first, as the Segmenter gives them; the best ones are drawn on top.
         labels: write names and scores.
+        out: uint8 [H, W, 3], contiguous, to draw in.
     """
-    picture = np.array(rgb, order="C")
+    picture = np.empty(rgb.shape, np.uint8) if out is None else out
+    np.copyto(picture, rgb)
     height, width = picture.shape[:2]
     scale = max(height, width) / 640
     line, thin, size = max(1, round(1.5 * scale)), max(1, round(scale)), max(0.35, 0.45 * scale)
@@ -60,12 +64,17 @@ def overlay(rgb: np.ndarray, instances: Sequence[Instance], labels: bool = True)
     return picture
 
 
-def label_image(instances: Sequence[Instance], height: int, width: int) -> np.ndarray:
-    """uint16 [H, W]: 0 background, k the k-th instance; where masks overlap, the earlier (better) one."""
-    labels = np.zeros((height, width), np.uint16)
+def label_image(instances: Sequence[Instance], height: int, width: int, out: np.ndarray | None = None) -> np.ndarray:
+    """uint16 [H, W]: 0 background, k the k-th instance; where masks overlap, the earlier (better) one.
+
+    `out`, uint16 [H, W] of zeros, contiguous, is drawn in where it is given.
+    """
+    labels = np.zeros((height, width), np.uint16) if out is None else out
     for number in range(len(instances), 0, -1):
         window = _window(instances[number - 1], height, width)
-        labels[window][instances[number - 1].mask[window]] = number
+        part = labels[window]
+        if part.size:  # OpenCV copies by a mask three times faster than NumPy does
+            cv2.copyTo(np.full_like(part, number), instances[number - 1].mask[window].view(np.uint8), part)
     return labels
 
 
