@@ -440,6 +440,7 @@ def run(options: argparse.Namespace) -> None:
     parameters = {
         "autostart": True,
         "warm_up": False,
+        "warm_start": False,  # photographs, each for itself
         "device": options.device,
         "weights": str(Path(options.weights).resolve()) if options.weights else "",
         **job.parameters,

@@ -10,14 +10,16 @@ test_node_integration.py.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from ocdit_ros.node.backend import SETTINGS, BackendError
-from ocdit_ros.segment import Instance, SegmenterSettings
+from ocdit_ros.segment import Instance, SegmenterSettings, StreamSettings
 from ocdit_ros.templates import ObjectSpec, TemplateSet
 
 
@@ -29,6 +31,15 @@ def instance(object_id: int, name: str, score: float, mask: np.ndarray) -> Insta
         x, y = int(columns.min()), int(rows.min())
         box = (x, y, int(columns.max()) - x + 1, int(rows.max()) - y + 1)
     return Instance(object_id, name, score, mask, box)
+
+
+@dataclass
+class FakeStream:
+    """What the node keeps of a camera."""
+
+    settings: StreamSettings
+    frames: int = 0
+    effort: Any = None
 
 
 @dataclass
@@ -61,6 +72,19 @@ class FakeSegmenter:
 
     def segment_many(self, images: list[np.ndarray]) -> list[list[Instance]]:
         return [self.segment(rgb) for rgb in images]
+
+    def stream(self, settings: StreamSettings) -> FakeStream:
+        self.calls.append("stream")
+        return FakeStream(settings)
+
+    def segment_streams(self, images: list[np.ndarray], streams: list[FakeStream]) -> list[list[Instance]]:
+        """The id of an instance is the number of its object."""
+        assert len({*map(id, streams)}) == len(streams)
+        results = self.segment_many(images)
+        for stream in streams:
+            stream.frames += 1
+            stream.effort = SimpleNamespace(full=stream.frames == 1)
+        return [[dataclasses.replace(one, track_id=one.object_id) for one in found] for found in results]
 
     def segment(self, rgb: np.ndarray) -> list[Instance]:
         corner = rgb[0, 0].tolist()

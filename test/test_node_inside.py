@@ -12,13 +12,14 @@ import pytest
 import rclpy
 import trimesh
 from node_fakes import instance, make_fake
+from node_harness import header, image
 from rclpy.context import Context
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_msgs.msg import Header
 
 from ocdit_ros.node import messages
-from ocdit_ros.node.lifecycle_node import Camera, SegmentNode
+from ocdit_ros.node.lifecycle_node import Camera, SegmentNode, _Frame
 from ocdit_ros.segment import draw
 
 
@@ -124,3 +125,82 @@ def test_shutdown_frees_everything_from_every_state(node, before):
     assert node.trigger_shutdown() == TransitionCallbackReturn.SUCCESS
     assert node.state == "finalized"
     assert left(node) == EMPTY
+
+
+# --------------------------------------------------------------------------- streams
+
+
+RED = np.full((12, 16, 3), (200, 0, 0), np.uint8)
+
+
+@pytest.fixture
+def active(node):
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    return node
+
+
+def process(node):
+    """One frame of the only camera, in the thread of the model."""
+    (camera,) = node._cameras
+    node._worker.submit(lambda: node._process([_Frame(camera, image(RED, header(1)), 0.0)])).result(10)
+    return node.statistics.values()
+
+
+def frames(node):
+    """How many frames the stream of the only camera remembers; 0 without one."""
+    return sum(stream.frames for stream in node._streams.values())
+
+
+def test_frames_of_a_camera_continue_each_other_in_stream_mode_alone(active):
+    assert process(active)["last frame"] == "segmented in full"
+    assert process(active)["last frame"] == "continued the one before"
+    assert active.statistics.values()["frames segmented in full"] == "1"
+    assert frames(active) == 2
+    active.set_parameters([Parameter("mode", value="trigger")])
+    assert process(active)["last frame"] == "segmented in full"
+    assert not active._streams
+    active.set_parameters([Parameter("mode", value="stream"), Parameter("warm_start", value=False)])
+    assert process(active)["last frame"] == "segmented in full"
+    assert not active._streams
+    active.set_parameters([Parameter("warm_start", value=True), Parameter("warm_start_sigma", value=2.5)])
+    process(active)
+    (stream,) = active._streams.values()
+    assert (stream.frames, stream.settings.start_sigma) == (1, 2.5)
+
+
+def test_what_a_camera_showed_is_forgotten_with_the_objects_and_with_the_active_state(active, tmp_path):
+    process(active)
+    active._wait_for(active._worker.submit(active._reload))
+    assert frames(active) == 1  # nothing has changed
+    trimesh.creation.box((50, 100, 100)).export(tmp_path / "obj_000002.ply")
+    active._wait_for(active._worker.submit(active._reload))
+    assert frames(active) == 0
+    process(active)
+    assert frames(active) == 1
+    assert active.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    assert frames(active) == 0
+
+
+def test_a_failed_frame_is_forgotten(active, monkeypatch):
+    process(active)
+
+    def broken(*_):
+        raise RuntimeError("no memory left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(active._segmenter, "segment_streams", broken)
+        process(active)
+    assert frames(active) == 0
+    assert process(active)["last frame"] == "segmented in full"
+
+
+def test_each_camera_has_a_stream_of_its_own(node):
+    node.set_parameters([Parameter("cameras", value=["left", "right"])])
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    both = [_Frame(camera, image(RED, header(1)), 0.0) for camera in node._cameras]
+    for some in (both, both, both[1:]):
+        node._worker.submit(lambda some=some: node._process(some)).result(10)
+    assert {name: stream.frames for name, stream in node._streams.items()} == {"left": 2, "right": 3}
+    assert node.statistics.values()["batches segmented"] == "3"

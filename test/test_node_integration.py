@@ -24,7 +24,10 @@ pytestmark = pytest.mark.integration
 
 PROVENANCE = {"trained": "not at all, random weights of a test", "steps": 0}
 #: Small and generous, so that even an untrained network finds something.
-QUICK = {"score_threshold": 0.0, "coarse_size": 128, "min_pixels": 1, "cpu_threads": 1, "warm_up": False}
+QUICK = {
+    "score_threshold": 0.0, "coarse_size": 128, "min_pixels": 1, "cpu_threads": 1, "warm_up": False,
+    "warm_start": False,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

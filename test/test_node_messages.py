@@ -4,6 +4,7 @@
 """Instances to messages: headers bit for bit, labels that agree with detections, data filled the fast way."""
 
 import array
+import dataclasses
 
 import cv2
 import numpy as np
@@ -53,6 +54,15 @@ def test_ids_classes_scores_and_boxes():
     assert box.center.position.x - box.size_x / 2 == 5.0
     assert box.center.position.x + box.size_x / 2 == 25.0
     assert box.center.position.y == 14.0
+
+
+def test_ids_of_a_stream_are_those_of_the_tracks_and_the_labels_too():
+    tracked = [dataclasses.replace(one, track_id=n) for one, n in zip(INSTANCES, (7, 300, 2), strict=True)]
+    result = messages.detections_message(header(0), tracked)
+    assert [one.id for one in result.detections] == ["7", "300", "2"]
+    labels, numbers = draw.label_image(tracked, *SHAPE), draw.label_image(INSTANCES, *SHAPE)
+    for n, one in enumerate(result.detections, start=1):
+        np.testing.assert_array_equal(labels == int(one.id), numbers == n)
 
 
 def test_no_instance_makes_an_empty_message_with_a_header():

@@ -177,17 +177,22 @@ def sample(
     settings: SamplerSettings | None = None,
     generator: Noise = None,
     on_step: Callable[[int, Tensor], None] | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Draw latents [B, E, N_Q, d, h, w] for B images and E = settings.ensemble noises.
 
     What does not depend on sigma (image embedding, template keys and values, correlation) is computed once. `on_step`
-    receives (solver steps so far, state [B, E, N_Q, d, h, w]) for those who want to watch.
+    receives (solver steps so far, state [B, E, N_Q, d, h, w]) for those who want to watch. `start` [B, N_Q, d, h, w]:
+    latents that are guessed already; the noise of settings.sigma_max, which then is an intermediate level, goes on top.
     """
     settings = settings or SamplerSettings()
     config = model.config
     context = model.query_context(image_features, conditioning, repeat=settings.ensemble)
     shape = (*context.shape[:2], config.latent_channels, *context.grid)  # [B * E, N_Q, d, h, w]
     x = normal(context.embedding.new_empty(shape, dtype=torch.float32), generator)
+    sigma_max = settings.sigma_max if settings.sigma_max is not None else config.sigma_max
+    if start is not None:
+        x = x + start.repeat_interleave(settings.ensemble, 0) / sigma_max  # trajectory() scales by sigma_max
 
     def unfold(state: Tensor) -> Tensor:
         return state.view(-1, settings.ensemble, *state.shape[1:])
@@ -197,7 +202,7 @@ def sample(
         x,
         settings,
         settings.sigma_min if settings.sigma_min is not None else config.sigma_min,
-        settings.sigma_max if settings.sigma_max is not None else config.sigma_max,
+        sigma_max,
         settings.rho if settings.rho is not None else config.rho,
         generator,
     )

@@ -11,12 +11,22 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ocdit_ros.segment import Instance
+from ocdit_ros.segment import Instance, StreamSettings
 from ocdit_ros.templates import MeshError, ObjectSpec, TemplateCache, resolve
 
 
 class BackendError(RuntimeError):
     """The segmenter cannot be made; the message is one sentence naming the parameter at fault."""
+
+
+class StreamLike(Protocol):
+    """The part of ocdit_ros.segment.stream.Stream that the node uses."""
+
+    settings: Any
+
+    @property
+    def effort(self) -> Any:
+        """`full`: whether the last frame was segmented as a single image is."""
 
 
 class SegmenterLike(Protocol):
@@ -36,6 +46,12 @@ class SegmenterLike(Protocol):
 
     def segment_many(self, images: Sequence[np.ndarray]) -> Sequence[Sequence[Instance]]:
         """For each image, uint8 [H, W, 3], its instances, best first."""
+
+    def stream(self, settings: StreamSettings) -> StreamLike:
+        """The memory of one camera."""
+
+    def segment_streams(self, images: Sequence[np.ndarray], streams: Sequence[Any]) -> Sequence[Sequence[Instance]]:
+        """As segment_many, each image being the next one of a stream."""
 
 
 #: Makes a segmenter from the parameters, with a sentence on what it is, for the log; raises BackendError.
@@ -103,3 +119,15 @@ def apply_settings(segmenter: SegmenterLike, values: Mapping[str, Any]) -> None:
     wanted = {name: values[name] for name in SETTINGS}
     if any(getattr(segmenter.settings, name) != value for name, value in wanted.items()):
         segmenter.settings = dataclasses.replace(segmenter.settings, **wanted)
+
+
+def next_streams(
+    segmenter: SegmenterLike, streams: dict[str, StreamLike], cameras: Sequence[str], values: Mapping[str, Any]
+) -> list[StreamLike]:
+    """The stream of each camera, up to date with the parameters; new ones are added to `streams`."""
+    settings = StreamSettings(start_sigma=values["warm_start_sigma"])
+    for camera in cameras:
+        if camera not in streams:
+            streams[camera] = segmenter.stream(settings)
+        streams[camera].settings = settings
+    return [streams[camera] for camera in cameras]

@@ -41,7 +41,8 @@ class Statistics:
     def reset(self) -> None:
         """Back to nothing, at configure."""
         with self._lock:
-            self.received = self.processed = self.replaced = self.failed = self.batches = 0
+            self.received = self.processed = self.replaced = self.failed = self.batches = self.full = 0
+            self.last_full = True
             self._latencies: dict[str, deque[float]] = {}
             self._arrived: deque[float] = deque(maxlen=self._window)
             self._done: deque[float] = deque(maxlen=self._window)
@@ -81,6 +82,12 @@ class Statistics:
         """The network was done with the frames that it saw together."""
         with self._lock:
             self.batches += 1
+
+    def frame_segmented(self, full: bool) -> None:
+        """Of a stream: whether a frame was segmented in full or continues the last one."""
+        with self._lock:
+            self.full += full
+            self.last_full = full
 
     def frame_processed(self, seconds: Mapping[str, float], best: float = 0.0) -> None:
         """Results were published: the time that each stage took, by name, and the best score, 0 without any."""
@@ -167,6 +174,8 @@ class Statistics:
                 "frames dropped (newer one arrived)": str(self.replaced),
                 "frames failed": str(self.failed),
                 "batches segmented": str(self.batches),
+                "frames segmented in full": str(self.full),
+                "last frame": "segmented in full" if self.last_full else "continued the one before",
             }
             for stage, latencies in self._latencies.items():
                 values[f"latency {stage} median [ms]"] = f"{1e3 * statistics.median(latencies):.1f}"

@@ -37,7 +37,15 @@ from std_srvs.srv import Trigger
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
 from ocdit_ros.node import messages, objects, parameters
-from ocdit_ros.node.backend import BackendError, Factory, SegmenterLike, apply_settings, from_parameters
+from ocdit_ros.node.backend import (
+    BackendError,
+    Factory,
+    SegmenterLike,
+    StreamLike,
+    apply_settings,
+    from_parameters,
+    next_streams,
+)
 from ocdit_ros.node.diagnostics import Statistics, diagnostics_message
 from ocdit_ros.node.faults import explain, free_memory, is_device_lost, is_out_of_memory
 from ocdit_ros.node.images import ImageError, to_rgb
@@ -226,6 +234,7 @@ class SegmentNode(LifecycleNode):
 
         self._make_segmenter = make_segmenter
         self._segmenter: SegmenterLike | None = None  # used by the worker alone, once it is set
+        self._streams: dict[str, StreamLike] = {}  # what is remembered of each camera; the worker's too
         self._fingerprints: dict[str, tuple] = {}
         self._worker: Worker[_Frame] | None = None
         self._cameras: list[Camera] = []
@@ -385,7 +394,7 @@ class SegmentNode(LifecycleNode):
     def _deactivate(self, state: LifecycleState) -> None:
         self._unsubscribe()
         if self._worker is not None:
-            self._wait_for(self._worker.submit(lambda: None))  # runs after the frame in hand
+            self._wait_for(self._worker.submit(self._streams.clear))  # runs after the frame in hand
         LifecycleNode.on_deactivate(self, state)
 
     def _unsubscribe(self) -> None:
@@ -412,6 +421,7 @@ class SegmentNode(LifecycleNode):
             if label_info is not None:
                 self.destroy_lifecycle_publisher(label_info)
             self._segmenter = None
+            self._streams.clear()
             self._fingerprints = {}
             if self._closing.is_set():  # the end of the process frees the rest, and faster
                 return
@@ -488,15 +498,24 @@ class SegmentNode(LifecycleNode):
         since = time.monotonic()
         try:
             apply_settings(segmenter, values)
-            found = segmenter.segment_many([rgb for _, rgb, _ in usable])
+            images, full = [rgb for _, rgb, _ in usable], [True] * len(usable)
+            if values["warm_start"] and values["mode"] == "stream":
+                streams = next_streams(segmenter, self._streams, [f.camera.name for f, _, _ in usable], values)
+                found = segmenter.segment_streams(images, streams)
+                full = [stream.effort.full for stream in streams]
+            else:
+                self._streams.clear()
+                found = segmenter.segment_many(images)
         except Exception as error:
+            self._streams.clear()
             for frame, _, _ in usable:
                 self._fail(frame, error)
             return
         self.statistics.batch_segmented()
         seconds = {"segment": time.monotonic() - since}
         seconds |= {f"segment/{stage}": value for stage, value in getattr(segmenter, "last_timings", {}).items()}
-        for (frame, rgb, convert), instances in zip(usable, found, strict=True):
+        for (frame, rgb, convert), instances, whole in zip(usable, found, full, strict=True):
+            self.statistics.frame_segmented(whole)
             try:
                 spent = {"wait": begun - frame.received, "convert": convert, **seconds}
                 self._publish(frame, rgb, instances, values["selected_object"], spent)
@@ -600,6 +619,8 @@ class SegmentNode(LifecycleNode):
             del self._fingerprints[name]
         for spec in new.values():
             self._add_object(segmenter, spec)
+        if new or gone:
+            self._streams.clear()
         selected = self._values["selected_object"]
         if selected and selected not in specs:
             self.get_logger().warning(

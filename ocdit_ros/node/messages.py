@@ -25,16 +25,17 @@ from vision_msgs.msg import (
 )
 
 from ocdit_ros.segment import Instance
+from ocdit_ros.segment.draw import numbers
 
 
 def detections_message(header: Header, instances: Sequence[Instance]) -> Detection2DArray:
-    """One Detection2D per instance; `id` is k = 1, 2, ... in the order given, the value in the label image.
+    """One Detection2D per instance; `id` is its value in the label image: that of its track, or k = 1, 2, ... without.
 
     A box covers whole pixels: its left edge is x, its right edge x + width, its centre x + width / 2. The
     pose in the hypothesis stays at its default: this node does not estimate it.
     """
     detections = []
-    for k, instance in enumerate(instances, start=1):
+    for k, instance in zip(numbers(instances), instances, strict=True):
         x, y, width, height = (float(value) for value in instance.box)
         hypothesis = ObjectHypothesis(class_id=instance.name, score=float(instance.score))
         center = Pose2D(position=Point2D(x=x + width / 2, y=y + height / 2))

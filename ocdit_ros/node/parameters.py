@@ -222,6 +222,18 @@ PARAMETERS: tuple[Parameter, ...] = (
         choices=("stream", "trigger"),
     ),
     Parameter(
+        "warm_start", Type.BOOL, True, Takes.NOW,
+        "In stream mode a frame begins with what the last one of its camera showed, and detections keep their id from "
+        "frame to frame. A frame that shows another scene is segmented in full, as every one is with false, and in "
+        "trigger mode.",
+    ),
+    Parameter(
+        "warm_start_sigma", Type.DOUBLE, 0.0, Takes.NOW,
+        "With warm_start: the noise (sigma) on the masks of the last frame from which crops are sampled; 0: from noise "
+        "alone, as single images are.",
+        minimum=0.0, maximum=1000.0,
+    ),
+    Parameter(
         "max_rate", Type.DOUBLE, 0.0, Takes.NOW,
         "Segment at most this many frames a second; 0: no limit.",
         unit="Hz", minimum=0.0, maximum=1000.0,

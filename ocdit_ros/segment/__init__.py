@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ocdit_ros.segment.types import Evidence, Instance, SegmentError, SegmenterSettings
+from ocdit_ros.segment.types import Evidence, Instance, SegmentError, SegmenterSettings, StreamSettings
 
 if TYPE_CHECKING:
     from ocdit_ros.segment.segmenter import Segmenter
 
-__all__ = ["Evidence", "Instance", "SegmentError", "Segmenter", "SegmenterSettings"]
+__all__ = ["Evidence", "Instance", "SegmentError", "Segmenter", "SegmenterSettings", "StreamSettings"]
 
 
 def __getattr__(name: str) -> Any:

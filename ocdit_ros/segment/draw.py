@@ -65,17 +65,23 @@ def overlay(
 
 
 def label_image(instances: Sequence[Instance], height: int, width: int, out: np.ndarray | None = None) -> np.ndarray:
-    """uint16 [H, W]: 0 background, k the k-th instance; where masks overlap, the earlier (better) one.
+    """uint16 [H, W]: 0 background, else one of `numbers`; where masks overlap, the earlier (better) instance's.
 
     `out`, uint16 [H, W] of zeros, contiguous, is drawn in where it is given.
     """
     labels = np.zeros((height, width), np.uint16) if out is None else out
-    for number in range(len(instances), 0, -1):
-        window = _window(instances[number - 1], height, width)
+    for number, instance in reversed(list(zip(numbers(instances), instances, strict=True))):
+        window = _window(instance, height, width)
         part = labels[window]
         if part.size:  # OpenCV copies by a mask three times faster than NumPy does
-            cv2.copyTo(np.full_like(part, number), instances[number - 1].mask[window].view(np.uint8), part)
+            cv2.copyTo(np.full_like(part, number), instance.mask[window].view(np.uint8), part)
     return labels
+
+
+def numbers(instances: Sequence[Instance]) -> list[int]:
+    """What the instances are called in one frame: ids of their tracks where all have one, else 1, 2, ... in order."""
+    tracked = [instance.track_id for instance in instances]
+    return tracked if all(tracked) else list(range(1, len(tracked) + 1))
 
 
 def trace_frame(rgb: np.ndarray, confidence: np.ndarray, object_ids: Sequence[int]) -> np.ndarray:

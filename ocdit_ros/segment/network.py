@@ -150,6 +150,7 @@ class Network:
         batch_tokens: int = 0,
         on_step: Callable[[int, np.ndarray], None] | None = None,
         frame_of_row: Sequence[int] | None = None,
+        origin: np.ndarray | None = None,
     ) -> Output:
         """Sample and decode masks.
 
@@ -166,6 +167,7 @@ class Network:
             batch.
             frame_of_row: rows of different frames draw from noises of their own, each the one that it would have
             alone; None: all are of one frame.
+            origin: confidences [B, N_O, Q, H, W] that the sampler starts from, under the noise of sampler.sigma_max.
         """
         clock = time.perf_counter()
         height, width = images[0].shape[:2]
@@ -193,7 +195,8 @@ class Network:
                     on_step(step, self._decode(state, targets))
 
             noise = [generators[frame] for frame in frames[part]]  # row by row, however they are cut into batches
-            latents = sample(self.model, seen, conditioning, sampler, noise, watch)
+            first = None if origin is None else self._encode(origin[part])
+            latents = sample(self.model, seen, conditioning, sampler, noise, watch, first)
             similarity[part] = self._similarity(seen, rows[part], conditioning, targets)
             clock = self.timings.add("sampling", clock)
             confidence[part] = self._decode(latents, targets)
@@ -262,6 +265,12 @@ class Network:
             if float(self.model.confidence(empty + radius * noise).max()) < EMPTY_CONFIDENCE:
                 return radius
         return 0.0
+
+    def _encode(self, confidence: np.ndarray) -> Tensor:
+        """Latents [B, N_Q, d, h, w] of confidences [B, N_O, Q, H, W]: the inverse of `_decode`, of firm masks."""
+        masks = torch.from_numpy(confidence > 0.5).to(self.device).flatten(1, 2)
+        latents = self.model.vae.encode_latent(masks.flatten(0, 1)[:, None].float())
+        return latents.unflatten(0, masks.shape[:2])
 
     def _similarity(
         self, features: Features, rows: Sequence[Sequence[KnownObject]], conditioning: Conditioning, targets: int

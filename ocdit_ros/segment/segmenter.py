@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,10 +29,13 @@ from ocdit_ros.segment import extract
 from ocdit_ros.segment.extract import Candidate
 from ocdit_ros.segment.network import KnownObject, Network, Output
 from ocdit_ros.segment.scoring import Scorer
-from ocdit_ros.segment.types import Instance, SegmentError, SegmenterSettings
+from ocdit_ros.segment.types import Instance, SegmentError, SegmenterSettings, StreamSettings
 from ocdit_ros.segment.views import View, align, augmented, crop_around, finer, tiled, whole_image
 from ocdit_ros.segment.weights import default_weights
 from ocdit_ros.templates import ObjectSpec, RenderSettings, TemplateCache, TemplateSet
+
+if TYPE_CHECKING:
+    from ocdit_ros.segment.stream import Stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +81,12 @@ class _Look:
     targets: int
     sampler: SamplerSettings
     finish: Callable[[Output], Any]
+    origin: np.ndarray | None = None  # confidences [rows, N_O, Q, H, W] that the sampler starts from
 
     @property
     def shape(self) -> tuple:
         """Looks with the same shape fit into one batch."""
-        return self.images[0].shape, len(self.rows[0]), self.targets, self.sampler
+        return self.images[0].shape, len(self.rows[0]), self.targets, self.sampler, self.origin is None
 
 
 class Segmenter:
@@ -237,6 +241,18 @@ class Segmenter:
         self.last_timings = {**timings.seconds, "total": time.perf_counter() - start}
         return found
 
+    def stream(self, settings: StreamSettings | None = None) -> Stream:
+        """A camera whose frames are segmented one after the other; any number of them share this Segmenter."""
+        from ocdit_ros.segment.stream import Stream
+
+        return Stream(self, settings)
+
+    def segment_streams(self, images: Sequence[np.ndarray], streams: Sequence[Stream]) -> list[list[Instance]]:
+        """The next frame of each of several streams of this Segmenter, as one batch; as `Stream.segment`."""
+        from ocdit_ros.segment.stream import segment_streams
+
+        return segment_streams(self, images, streams)
+
     def trace(
         self, rgb: np.ndarray, steps: int = 8, objects: Sequence[str] | None = None
     ) -> tuple[View, list[np.ndarray]]:
@@ -278,11 +294,8 @@ class Segmenter:
 
     def _coarse_look(self, rgb: np.ndarray, indices: Sequence[int]) -> _Look:
         settings = self.settings
-        view = self._coarse_view(rgb)
-        # which query takes which instance is arbitrary in every look, and parts of instances cannot be told apart
-        tiles = tiled(view, settings.tiles) if settings.refine and self.config.queries_per_object == 1 else []
-        views = [view, *tiles] if settings.refine else augmented(view, settings.augmentations)
-        canvas = finer(view) if tiles else view
+        views, canvas = self._coarse_views(rgb)
+        tiles = settings.refine and len(views) > 1
         noises = settings.coarse_ensemble if settings.refine else settings.ensemble
         rows, slots, places = self._groups(indices)
 
@@ -309,6 +322,16 @@ class Segmenter:
             SamplerSettings(settings.steps, settings.solver, noises),
             finish,
         )
+
+    def _coarse_views(self, rgb: np.ndarray) -> tuple[list[View], View]:
+        """What the coarse pass looks at, the whole image first, and the canvas on which all of it meets."""
+        settings = self.settings
+        view = self._coarse_view(rgb)
+        if not settings.refine:
+            return augmented(view, settings.augmentations), view
+        # which query takes which instance is arbitrary in every look, and parts of instances cannot be told apart
+        tiles = tiled(view, settings.tiles) if self.config.queries_per_object == 1 else []
+        return [view, *tiles], finer(view) if tiles else view
 
     def proposals(self, coarse: CoarseResult) -> list[Proposal]:
         """Places where a coarse confidence rises above the proposal threshold, strongest first."""
@@ -341,7 +364,11 @@ class Segmenter:
         """
         return self._run([self._refine_look(rgb, coarse, proposals)])[0] if proposals else []
 
-    def _refine_look(self, rgb: np.ndarray, coarse: CoarseResult, proposals: Sequence[Proposal]) -> _Look:
+    def _refine_look(
+        self, rgb: np.ndarray, coarse: CoarseResult, proposals: Sequence[Proposal],
+        choose: Callable[[int, View], list[View]] | None = None,
+    ) -> _Look:  # fmt: skip
+        """`choose` gives the views of the crop of the n-th proposal; without, those of the settings."""
         settings = self.settings
         height, width = rgb.shape[:2]
         crops = [crop_around(p.box, settings.crop_scale, settings.crop_size, height, width) for p in proposals]
@@ -358,22 +385,23 @@ class Segmenter:
             chosen = np.argsort(-claims, kind="stable")[:size]
             rows.append([self._catalogue[coarse.indices[int(c)]] for c in chosen])
             slots.append(self._slots([coarse.indices[int(c)] for c in chosen]))
-        views = [augmented(crop, settings.augmentations) for crop in crops]
-        count = settings.augmentations
+        choose = choose or (lambda _, crop: augmented(crop, settings.augmentations))
+        views = [choose(n, crop) for n, crop in enumerate(crops)]
+        firsts = np.cumsum([0, *(len(some) for some in views)])
 
         def finish(output: Output) -> list[Refined]:
             refined = []
             for n, (proposal, crop) in enumerate(zip(proposals, crops, strict=True)):
-                parts = [align(output.confidence[n * count + v, :, 0], views[n][v], crop) for v in range(count)]
+                parts = [align(output.confidence[firsts[n] + v, :, 0], view, crop) for v, view in enumerate(views[n])]
                 members = extract.match_queries(np.concatenate(parts))
-                refined.append(Refined(proposal, crop, members, output.similarity[n * count, 0]))
+                refined.append(Refined(proposal, crop, members, output.similarity[firsts[n], 0]))
             return refined
 
         return _Look(
             [view.sample(rgb) for row in views for view in row],
-            [row for row in rows for _ in range(count)],
-            [slot for slot in slots for _ in range(count)],
-            list(range(len(crops) * count)),
+            [row for row, some in zip(rows, views, strict=True) for _ in some],
+            [slot for slot, some in zip(slots, views, strict=True) for _ in some],
+            list(range(int(firsts[-1]))),
             1,
             SamplerSettings(settings.steps, settings.solver, settings.ensemble),
             finish,
@@ -391,6 +419,9 @@ class Segmenter:
             of_frame: dict[str, Any] = {}  # one frame needs no telling apart
             if len(together) > 1:
                 of_frame["frame_of_row"] = [n for n, look in enumerate(together) for _ in look.rows]
+            origins = [look.origin for look in together if look.origin is not None]
+            if origins:
+                of_frame["origin"] = np.concatenate(origins)
             output = self.network.run(
                 [image for look in together for image in look.images],
                 [row for look in together for row in look.rows],
@@ -411,6 +442,12 @@ class Segmenter:
 
     def candidates(self, refined: Sequence[Refined], coarse: CoarseResult, size: tuple[int, int]) -> list[Candidate]:
         """Instances seen in the crops, with their evidence and scores."""
+        return [candidate for some in self._candidates_of(refined, coarse, size) for candidate in some]
+
+    def _candidates_of(
+        self, refined: Sequence[Refined], coarse: CoarseResult, size: tuple[int, int]
+    ) -> list[list[Candidate]]:
+        """`candidates`, crop by crop."""
         found = []
         owned, rivals = _ownership(coarse, self.settings.mask_threshold), _Rivals(coarse)
         for item in refined:
@@ -418,10 +455,12 @@ class Segmenter:
             maps = np.stack([coarse.confidence[row, query], rivals.of(row), (owned >= 0) & (owned != row)])
             before, rival, others = np.nan_to_num(align(maps.astype(np.float32), coarse.view, item.view))
             target = item.view.box_on_canvas(item.proposal.box)
+            some = []
             for member in np.moveaxis(item.members, 1, 0):  # queries
-                found += self._parts(
+                some += self._parts(
                     item.proposal.index, member, item.view, item.similarity, others > 0.5, rival, before, target, size
                 )
+            found.append(some)
         return found
 
     def coarse_candidates(self, coarse: CoarseResult, size: tuple[int, int]) -> list[Candidate]:

@@ -49,6 +49,7 @@ class Instance:
     mask: np.ndarray  # bool [H, W], full image
     box: tuple[int, int, int, int]  # x, y, width, height of the mask, pixels
     evidence: Evidence | None = None
+    track_id: int = 0  # the same from frame to frame of a stream (segment/stream.py), from 1; 0: no stream
 
 
 @dataclass(frozen=True)
@@ -94,3 +95,28 @@ class SegmenterSettings:
         for name in ("coarse_size", "crop_size"):
             if getattr(self, name) % 16:
                 raise SegmentError(f"SegmenterSettings.{name} is {getattr(self, name)}, but must be a multiple of 16.")
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How the frames of a camera continue each other (segment/stream.py).
+
+    Raises SegmentError: a value is out of range.
+    """
+
+    start_sigma: float = 0.0  # noise on the remembered masks from which crops are sampled; 0: all noise, no memory
+    change: float = 0.4  # surprise (1 - correlation of the details) from which on a frame shows another scene
+    average: bool = True  # average the confidences of a crop with what is remembered of it
+    views: int = 1  # new views of the crop of a known instance
+    patience: int = 5  # frames for which an instance that is not seen is looked for
+    track_score: float = 0.2  # score from which on an instance is remembered
+
+    def __post_init__(self) -> None:
+        limits = {
+            "start_sigma": (0.0, 1000.0), "change": (0.0, 2.0), "views": (1, 8), "patience": (0, 10**6),
+            "track_score": (0.0, 1.0),
+        }  # fmt: skip
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:  # also refuses NaN
+                raise SegmentError(f"StreamSettings.{name} is {value}, but must lie in {low}..{high}.")
