@@ -40,6 +40,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +64,7 @@ from sensor_msgs.msg import Image  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 from vision_msgs.msg import Detection2DArray  # noqa: E402
 
-from ocdit_ros.segment import Instance, SegmenterSettings, draw  # noqa: E402
+from ocdit_ros.segment import Instance, SegmenterSettings, StreamSettings, draw  # noqa: E402
 
 SIZES = ((640, 480), (1280, 720), (1920, 1080))
 ENCODINGS = ("rgb8", "bgr8")
@@ -116,6 +117,14 @@ class NullSegmenter:
             if shape not in self.known:
                 self.known[shape] = ten_instances(*shape)
         return [self.known[shape] for shape in shapes]
+
+    def stream(self, settings: StreamSettings) -> SimpleNamespace:
+        """A camera of which nothing is remembered."""
+        return SimpleNamespace(settings=settings, effort=SimpleNamespace(full=True))
+
+    def segment_streams(self, images: list[np.ndarray], streams: list[SimpleNamespace]) -> list[list[Instance]]:
+        """The same again."""
+        return self.segment_many(images)
 
 
 def work(mode: str, seconds: float) -> None:

@@ -74,7 +74,6 @@ class FakeSegmenter:
         return [self.segment(rgb) for rgb in images]
 
     def stream(self, settings: StreamSettings) -> FakeStream:
-        self.calls.append("stream")
         return FakeStream(settings)
 
     def segment_streams(self, images: list[np.ndarray], streams: list[FakeStream]) -> list[list[Instance]]:

@@ -195,6 +195,29 @@ def test_objects_come_and_go_while_active(active, meshes, picture):
     assert active.trigger("reload_objects", 120).message == "2 objects: 1 read, 1 unchanged, 0 removed"
 
 
+def test_with_a_warm_start_frames_continue_and_ids_are_the_labels(active, expected, picture):
+    detections, labels = active.detections(), active.listen("label_image", Image)
+    received = active.diagnostics()
+    camera = active.matched()
+    assert active.set("warm_start", True) == ""
+    instances = expected.segment(picture)
+    for number in (550, 551):
+        camera.publish(image(picture, header(number)))
+        found = result_of(detections, header(number)).detections
+        assert {int(one.id) for one in found} == set(np.unique(pixels_of(result_of(labels, header(number))))) - {0}
+        if number == 550:
+            assert [one.results[0].hypothesis.class_id for one in found] == [one.name for one in instances]
+
+    def continued():
+        return [
+            value for message in received for status in message.status for value in status.values
+            if (value.key, value.value) == ("last frame", "continued the one before")
+        ]  # fmt: skip
+
+    wait_until(continued, 10, "diagnostics that tell of a frame that continues")
+    assert active.set("warm_start", False) == ""
+
+
 def test_configure_again_gives_the_same_from_the_cache(active, folder, expected, picture):
     assert list((folder / "cache").glob("*.templates"))
     assert active.transition("deactivate")

@@ -289,7 +289,8 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     Parameter(
         "seed", Type.INTEGER, 0, Takes.NOW,
-        "Seed of the noise: the same frame, objects and seed give the same result.",
+        "Seed of the noise: the same frame (with warm_start, the same frames), objects and seed give the same "
+        "result.",
         minimum=0, maximum=2**31 - 1,
     ),
     # Output
