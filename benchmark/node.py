@@ -277,6 +277,7 @@ class Robot:
         """End the node and this side."""
         self.stop()
         self._executor.shutdown(5)
+        self.node.destroy_node()  # or its subscriptions stay, and the next node computes for them too
         rclpy.try_shutdown()
         self._thread.join(5)
         self.folder.cleanup()
@@ -308,6 +309,9 @@ def overhead(width: int, height: int, encoding: str, listening: str, frames: int
         one.listen(LISTENING[listening])
         one.wait(one.camera.get_subscription_count, 300, "the node's subscription")
         time.sleep(1.0)  # the node learns of the listeners
+        for topic in LISTENING["+ overlay"]:
+            if one.node.count_subscribers(f"segment_node/{topic}") != (topic in LISTENING[listening]):
+                sys.exit(f"others listen to {topic} too; take another ROS_DOMAIN_ID")
         frame, whole = picture(width, height, encoding, 0), []
         warm_up = 5
         for n in range(warm_up + frames):
