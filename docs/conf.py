@@ -27,6 +27,8 @@ copybutton_prompt_text = r"\$ "
 html_theme = "furo"
 html_title = f"{project} {version}"
 html_show_sourcelink = False
+html_static_path = ["static"]
+html_css_files = ["tables.css"]
 
 linkcheck_anchors = False
 linkcheck_timeout = 20

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import enum
+import html
 import math
 import re
 import sys
@@ -433,7 +434,8 @@ def to_markdown(table: tuple[Parameter, ...] = PARAMETERS) -> str:
     for row in (*table, *OBJECT_PARAMETERS):
         cells = (
             f"`{row.name}`", row.type.name.lower(), f"`{_yaml_value(row.default)}`",
-            row.bounds() or "", row.description + (f" [{row.unit}]" if row.unit else ""), row.takes.value,
+            row.bounds() or "", html.escape(row.description, quote=False) + (f" [{row.unit}]" if row.unit else ""),
+            row.takes.value,
         )  # fmt: skip
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     lines += [
