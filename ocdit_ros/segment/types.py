@@ -105,7 +105,7 @@ class StreamSettings:
     """
 
     start_sigma: float = 0.0  # noise on the remembered masks from which crops are sampled; 0: all noise, no memory
-    change: float = 0.4  # surprise (1 - correlation of the details) from which on a frame shows another scene
+    change: float = 0.45  # surprise (1 - correlation of the details) from which on a frame shows another scene
     average: bool = True  # average the confidences of a crop with what is remembered of it
     views: int = 1  # new views of the crop of a known instance
     patience: int = 5  # frames for which an instance that is not seen is looked for
