@@ -19,7 +19,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -394,7 +394,12 @@ class Segmenter:
             for n, (proposal, crop) in enumerate(zip(proposals, crops, strict=True)):
                 parts = [align(output.confidence[firsts[n] + v, :, 0], view, crop) for v, view in enumerate(views[n])]
                 members = extract.match_queries(np.concatenate(parts))
-                refined.append(Refined(proposal, crop, members, output.similarity[firsts[n], 0]))
+                similarity = output.similarity[firsts[n], 0]
+                if views[n][0] != crop:  # as it lies in the crop
+                    first, whole = (replace(view, canvas=similarity.shape) for view in (views[n][0], crop))
+                    similarity = align(similarity, first, whole)
+                    similarity = np.nan_to_num(similarity, nan=float(np.nanmean(similarity)))
+                refined.append(Refined(proposal, crop, members, similarity))
             return refined
 
         return _Look(

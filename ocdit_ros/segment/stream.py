@@ -36,8 +36,9 @@ from ocdit_ros.segment.views import View, align, augmented, resize, to_image
 
 #: Longer side of the pictures between which motion is estimated.
 FLOW_SIZE = 320
-#: An instance and a remembered one of the same object are the same from this IoU on.
-SAME_IOU = 0.25
+#: An instance and a remembered one of the same object are the same from this IoU on, and where one of them covers so
+#: much of the other: masks merge with what is beside them, and part again. After a full start there is only the IoU.
+SAME_IOU, SAME_SHARE, SAME_IOU_FULL = 0.25, 0.7, 0.5
 #: A proposal of which remembered instances of its object cover more than this is theirs.
 COVERED_SHARE = 0.5
 #: Track ids end where those of a 16-bit label image do, and begin anew.
@@ -174,13 +175,13 @@ class Track:
         x, y, width, height = extract.box_of(self.instance.values > threshold)
         return self.instance.x + x, self.instance.y + y, width, height
 
-    def overlap(self, mask: np.ndarray, threshold: float) -> float:
-        """IoU with a mask bool [H, W] of the image."""
+    def overlap(self, mask: np.ndarray, threshold: float) -> tuple[float, float]:
+        """IoU with a mask bool [H, W] of the image, and share of the smaller of the two that they have in common."""
         own = self.instance.values > threshold
         height, width = own.shape
         part = mask[self.instance.y : self.instance.y + height, self.instance.x : self.instance.x + width]
-        both = int((own & part).sum())
-        return both / max(int(own.sum()) + int(mask.sum()) - both, 1)
+        both, a, b = int((own & part).sum()), int(own.sum()), int(mask.sum())
+        return both / max(a + b - both, 1), both / max(min(a, b), 1)
 
 
 @dataclass(frozen=True)
@@ -264,11 +265,11 @@ class Stream:
         if self._grey is None:
             return _Frame(self, rgb, grey, None, [], everything)
         motion = Motion(self._grey, grey, rgb.shape[:2])
-        if motion.surprise > self.settings.change:
-            return _Frame(self, rgb, grey, None, [], everything, motion.surprise)
         least = max(settings.min_pixels, 1)
         tracks = [track.moved(motion) for track in self._tracks]
         tracks = [t for t in tracks if (t.instance.values > settings.mask_threshold).sum() >= least]
+        if motion.surprise > self.settings.change:  # what lies where it is expected all the same keeps its id
+            return _Frame(self, rgb, grey, None, tracks, everything, motion.surprise)
         fresh = [self._turn % len(views)] if settings.refine else everything
         return _Frame(self, rgb, grey, motion, tracks, fresh, motion.surprise)
 
@@ -353,7 +354,7 @@ class Stream:
         return looks
 
     def _views(self, owner: Track | None, crop: View) -> list[View]:
-        """Views of a crop: all of the settings', or for a known instance some of them, others in each frame."""
+        """Views of a crop: all of the settings', or of a known instance some of them, in turn."""
         count = self.segmenter.settings.augmentations
         views = augmented(crop, count)
         if owner is None or owner.crop is None:
@@ -411,7 +412,7 @@ class Stream:
         """
         segmenter, settings = self.segmenter, self.segmenter.settings
         size = frame.rgb.shape[:2]
-        same = self._associate(frame.tracks, kept)
+        same, seen_again = self._associate(frame, kept)
         tracks, found = [], []
         used = {t.number for t in frame.tracks}
         for n, (candidate, mask) in enumerate(kept):
@@ -434,11 +435,12 @@ class Stream:
                         before.seen + 1 if before else 1,
                     )
                 )  # fmt: skip
-        taken = set(same.values())
-        tracks += [
-            replace(track, crop=None, missed=track.missed + 1)
-            for n, track in enumerate(frame.tracks) if n not in taken and track.missed < self.settings.patience
-        ]  # fmt: skip
+        if frame.motion is not None:
+            tracks += [
+                replace(track, crop=None, missed=track.missed + 1)
+                for n, track in enumerate(frame.tracks)
+                if n not in seen_again and track.missed < self.settings.patience
+            ]
         self._tracks, self._grey, self._looks = tracks, frame.grey, frame.looks
         self._turn = self._turn + 1 if frame.motion is not None else 0
         views = segmenter._coarse_views(frame.rgb)[0]
@@ -452,22 +454,29 @@ class Stream:
         )
         return found
 
-    def _associate(self, tracks: list[Track], kept: list[tuple[Candidate, np.ndarray]]) -> dict[int, int]:
-        """Which remembered instance each candidate is: numbers in `kept` to numbers in `tracks`."""
+    def _associate(self, frame: _Frame, kept: list[tuple[Candidate, np.ndarray]]) -> tuple[dict[int, int], set[int]]:
+        """Which remembered instance each candidate is, numbers in `kept` to numbers in `frame.tracks`.
+
+        Then all that need not be looked for: those, and what other candidates of the same object cover.
+        """
+        tracks = frame.tracks
         if not tracks or not kept:
-            return {}
+            return {}, set()
         from scipy.optimize import linear_sum_assignment
 
         threshold = self.segmenter.settings.mask_threshold
-        overlap = np.zeros((len(kept), len(tracks)))
+        both = np.zeros((2, len(kept), len(tracks)))
         for n, (candidate, mask) in enumerate(kept):
             for m, track in enumerate(tracks):
                 if track.index == candidate.index:
-                    overlap[n, m] = track.overlap(mask, threshold)
-        # one that was reported is a better guess than one that never was
-        weight = overlap + 0.01 * np.array([[bool(track.number) for track in tracks]]) * (overlap > 0)
-        rows, columns = linear_sum_assignment(-weight)
-        return {int(n): int(m) for n, m in zip(rows, columns, strict=True) if overlap[n, m] >= SAME_IOU}
+                    both[:, n, m] = track.overlap(mask, threshold)
+        overlap, share = both
+        possible = overlap >= SAME_IOU_FULL if frame.motion is None else (overlap >= SAME_IOU) | (share >= SAME_SHARE)
+        # of several, rather the one that was seen a moment ago, and rather one that was reported
+        likely = np.array([0.3 * (not track.missed) + 0.1 * bool(track.number) for track in tracks])
+        rows, columns = linear_sum_assignment(-np.where(possible, 0.1 + overlap + likely, 0.0))
+        same = {int(n): int(m) for n, m in zip(rows, columns, strict=True) if possible[n, m]}
+        return same, set(same.values()) | {int(m) for m in np.flatnonzero((share >= SAME_SHARE).any(0))}
 
     def _new_id(self, used: set[int]) -> int:
         self._last_id = self._last_id % LAST_ID + 1
