@@ -384,6 +384,102 @@ def test_contents_and_clear(store, mesh):
     assert (store.directory / "notes.txt").exists()
 
 
+def test_contents_are_listed_from_the_last_used(store, mesh):
+    for key in "abc":
+        get(store, mesh, feature_key=key)
+    for age, path in enumerate(files(store)):  # in an order that is not that of the names
+        os.utime(path, (1000.0 + (age + 1) % 3,) * 2)
+    found = store.entries()
+    assert [entry.last_used for entry in found] == [1002.0, 1001.0, 1000.0]
+    assert {entry.path for entry in found} == set(files(store))
+
+
+def test_what_cannot_be_read_is_listed_without_names(store, mesh):
+    store.directory.mkdir()
+    (store.directory / "foreign.templates").write_bytes(b"x")
+    (entry,) = store.entries()
+    assert (entry.name, entry.mesh, entry.size) == ("", "", 1)
+    assert entry.problem() == "it was not written by this version"
+    os.symlink(store.directory / "nowhere", store.directory / "gone.templates")
+    assert store.entries() == [entry]  # evicted by another process after it was listed
+
+
+def test_an_entry_tells_what_is_wrong_with_it(store, mesh):
+    get(store, mesh)
+    (entry,) = store.entries()
+    assert entry.problem() == ""
+    good = entry.path.read_bytes()
+    for kind, reason in {
+        "first byte": "it was not written by this version",
+        "a pixel": "its checksum does not match",
+        "cut by one": "its checksum does not match",
+    }.items():
+        entry.path.write_bytes(DAMAGE[kind](good))
+        assert entry.problem() == reason
+        assert f"({reason})" in get(store, mesh).problem
+    entry.path.unlink()
+    assert entry.problem() == ""
+
+
+def test_clear_goes_on_past_what_it_cannot_remove(store, mesh, monkeypatch):
+    for key in "abc":
+        get(store, mesh, feature_key=key)
+    stuck, unlink = files(store)[1], Path.unlink
+
+    def refuse(path, **options):
+        if path == stuck:
+            raise PermissionError(13, "Permission denied")
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert store.clear() == 2
+    assert files(store) == [stuck]
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda a, m: a.update(images=a["images"].astype(np.int16)), "its images are int16 (3, 32, 32, 3)"),
+        (lambda a, m: a.update(images=a["images"][:, :, :20]), "its images are uint8 (3, 32, 20, 3)"),
+        (lambda a, m: a.update(images=a["images"][..., :2]), "its images are uint8 (3, 32, 32, 2)"),
+        (lambda a, m: a.update(masks=a["masks"].astype(np.float32)), "its masks are float32 (3, 32, 32)"),
+        (lambda a, m: a.update(masks=a["masks"][:2]), "its masks are uint8 (2, 32, 32)"),
+        (lambda a, m: a.update(depths=a["depths"].astype(np.float64)), "its depths are float64 (3, 32, 32)"),
+        (lambda a, m: a.update(depths=a["depths"][:, :9]), "its depths are float32 (3, 9, 32)"),
+        (lambda a, m: a.update(rotations=a["rotations"].astype(np.float16)), "its rotations are float16 (3, 3, 3)"),
+        (lambda a, m: a.update(rotations=a["rotations"][:, :2]), "its rotations are float32 (3, 2, 3)"),
+        (lambda a, m: a.update({name: a[name][:0] for name in cache._ARRAYS}), "it holds no object"),
+        (lambda a, m: m.update(diameter="0.0"), "it holds no object"),
+        (lambda a, m: m.update(diameter="-1.0"), "it holds no object"),
+        (lambda a, m: m.update(diameter="inf"), "it holds no object"),
+        (lambda a, m: m.update(diameter="nan"), "it holds no object"),
+        (lambda a, m: m.pop("diameter"), "'diameter'"),
+        (lambda a, m: a.pop("depths"), "'depths'"),
+    ],
+)
+def test_sealed_with_arrays_that_do_not_fit(store, mesh, change, reason):
+    import hashlib
+
+    import safetensors.numpy
+
+    good = get(store, mesh)
+    (path,) = files(store)
+    metadata, arrays = cache._read(path)
+    change(arrays, metadata)
+    arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+    block = safetensors.numpy.save(arrays, metadata)
+    path.write_bytes(cache._MAGIC + hashlib.sha256(block).digest() + block)
+    again = get(store, mesh)
+    assert f"({reason})" in again.problem
+    assert_equal(good, again)
+
+
+def test_place_without_the_variable(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert TemplateCache().directory == tmp_path / ".cache" / "ocdit_ros" / "templates"
+
+
 # Several processes ------------------------------------------------------------------------------------------------
 #
 # Children are forked with a stand-in for the renderer (Open3D's threads do not survive a fork): its pixels are drawn
