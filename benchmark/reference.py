@@ -21,8 +21,9 @@ import dataclasses
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,11 +58,9 @@ class ReferenceNetwork(Network):
         targets: int,
         sampler: SamplerSettings,
         seed: int = 0,
-        batch_tokens: int = 0,
-        on_step: Callable[[int, np.ndarray], None] | None = None,
-        frame_of_row: Sequence[int] | None = None,
+        *_: Any,
     ) -> Output:
-        """As `Network.run`, row by row; `batch_tokens`, `on_step` and `frame_of_row` are not used."""
+        """As `Network.run`, row by row, for one frame."""
         clock = time.perf_counter()
         generator = torch.Generator().manual_seed(seed)
         confidences, similarities = [], []

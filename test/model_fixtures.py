@@ -51,6 +51,14 @@ def live_model(seed: int = 0, **changes: Any) -> OCDiT:
     return model
 
 
+def firm_model(**changes: Any) -> OCDiT:
+    """A `live_model` whose masks are firm: an untrained decoder is undecided everywhere."""
+    model = live_model(**changes)
+    with torch.no_grad():
+        model.vae.decoder[10].weight *= 60.0
+    return model
+
+
 @dataclasses.dataclass
 class Query:
     """Random features of B images and of N_O objects each, as the backbone would give them."""

@@ -17,9 +17,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 import trimesh
-from model_fixtures import live_model
+from model_fixtures import firm_model
 from node_harness import Program, environment, wait_until
 
 from ocdit_ros.model import save_checkpoint
@@ -55,10 +54,7 @@ def data(tmp_path_factory):
         cv2.imwrite(str(folder / "test/000007/rgb" / f"{number:06d}.png"), picture)
     truth = {"3": [{"obj_id": 1}, {"obj_id": 5}], "12": [{"obj_id": 1}], "99": [{"obj_id": 2}]}
     (folder / "test/000007/scene_gt.json").write_text(json.dumps(truth))
-    model = live_model()
-    with torch.no_grad():
-        model.vae.decoder[10].weight *= 60.0  # firm masks: an untrained decoder is undecided everywhere
-    save_checkpoint(model, folder / "tiny.safetensors", {"trained": "not at all"})
+    save_checkpoint(firm_model(), folder / "tiny.safetensors", {"trained": "not at all"})
     return folder
 
 

@@ -3,12 +3,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the network leaves out or folds together changes nothing: against the plain way, on the same weights."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from model_fixtures import live_model
+from model_fixtures import SHIPPED, live_model
 from segment_oracle import templates
 
 from ocdit_ros.model import SamplerSettings, load_checkpoint
@@ -16,7 +14,6 @@ from ocdit_ros.model.backbone import Backbone
 from ocdit_ros.model.embeddings import highest
 from ocdit_ros.segment.network import BATCH_TOKENS, Network
 
-SHIPPED = sorted(Path(__file__).resolve().parents[1].glob("weights/*.safetensors"))
 trained = pytest.mark.skipif(not SHIPPED, reason="there are no trained weights in weights/")
 
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from model_fixtures import live_model
+from model_fixtures import firm_model
 from segment_oracle import OracleNetwork, templates
 
 from ocdit_ros.model import SamplerSettings, sample
@@ -269,10 +269,7 @@ def test_a_stream_cannot_take_two_frames_at_once(segmenter):
 
 @pytest.fixture(scope="module")
 def model():
-    model = live_model()
-    with torch.no_grad():
-        model.vae.decoder[10].weight *= 60.0  # firm masks: an untrained decoder is undecided everywhere
-    return model
+    return firm_model()
 
 
 @pytest.fixture

@@ -155,7 +155,7 @@ class Block(nn.Module):
         return x + gate_m * self.mlp(self.norm(x) * (1 + scale_m) + shift_m)
 
     def _at_one_level(self, x: Tensor, noise: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """`forward` for one noise embedding [1, d_e]: scales, shifts and gates become weights, a third less to do."""
+        """`forward` for one noise embedding [1, d_e]: scales, shifts and gates become weights: fewer passes."""
         shape = self.norm.normalized_shape
         shift_c, scale_c, gate_c, shift_s, scale_s, gate_s, shift_m, scale_m, gate_m = (
             part.flatten() for part in self.modulation(noise)

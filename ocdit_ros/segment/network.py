@@ -133,7 +133,10 @@ class Network:
             keys=tuple(stack(lambda p, b=b: p.keys[b], 1) for b in blocks),  # type: ignore[misc]
             values=tuple(stack(lambda p, b=b: p.values[b], 1) for b in blocks),  # type: ignore[misc]
             valid=stack(lambda p: p.valid, 0),
-            query_encoding=self._query_encoding(rows, slots),
+            query_encoding=self.model.query_encoding(
+                torch.tensor([list(s) for s in slots], device=self.device),
+                torch.tensor([[o.diameter for o in row] for row in rows], dtype=torch.float32, device=self.device),
+            ),
             correlation_keys=correlation,
         )
 
@@ -171,7 +174,7 @@ class Network:
         """
         clock = time.perf_counter()
         height, width = images[0].shape[:2]
-        features = self._image_features(images)
+        features = self.image_features(images)
         clock = self.timings.add("backbone", clock)
         tokens = (height // 16) * (width // 16) * len(rows[0]) * sampler.ensemble * self.config.queries_per_object
         size = max((batch_tokens or BATCH_TOKENS[self._kind]) // tokens, 1)
@@ -210,21 +213,6 @@ class Network:
                 features, torch.tensor([known.diameter]), torch.tensor([[slot]], device=self.device)
             )
         return known.rows[slot]
-
-    def _query_encoding(self, rows: Sequence[Sequence[KnownObject]], slots: Sequence[Sequence[int]]) -> Tensor:
-        encoding = self.model.object_encoding(torch.tensor([list(s) for s in slots], device=self.device))
-        if self.model.size_encoding is not None:
-            diameters = torch.tensor([[o.diameter for o in row] for row in rows], device=self.device)
-            encoding = encoding + self.model.size_encoding(diameters.float())
-        return (encoding[:, :, None] + self.model.instance_encoding.weight).flatten(1, 2)
-
-    def _image_features(self, images: Sequence[np.ndarray]) -> Features:
-        size = max(BATCH_PIXELS[self._kind] // (images[0].shape[0] * images[0].shape[1]), 1)
-        parts = []
-        for start in range(0, len(images), size):
-            batch = torch.from_numpy(np.stack(images[start : start + size])).to(self.device)
-            parts.append(self._backbone(batch.movedim(-1, 1).float() / 255))
-        return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
 
     def _decode(self, latents: Tensor, targets: int) -> np.ndarray:
         """[B, E, N_Q, d, h, w] -> float32 [B, E, T, Q, H, W]; queries of one object lie side by side.
@@ -303,7 +291,12 @@ class Network:
     @torch.inference_mode()
     def image_features(self, images: Sequence[np.ndarray]) -> Features:
         """Backbone features of uint8 images [H, W, 3] of one size."""
-        return self._image_features(images)
+        size = max(BATCH_PIXELS[self._kind] // (images[0].shape[0] * images[0].shape[1]), 1)
+        parts = []
+        for start in range(0, len(images), size):
+            batch = torch.from_numpy(np.stack(images[start : start + size])).to(self.device)
+            parts.append(self._backbone(batch.movedim(-1, 1).float() / 255))
+        return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
 
 
 def _on_latent_grid(maps: Features) -> Tensor:

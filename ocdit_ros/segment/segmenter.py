@@ -313,13 +313,20 @@ class Segmenter:
             mean = np.stack([_average(m) for m in members])
             return CoarseResult(tuple(indices), canvas, members, similarity, mean)
 
+        return self._groups_look(rgb, views, rows, slots, noises, finish)
+
+    def _groups_look(
+        self, rgb: np.ndarray, views: list[View], rows: list[list[KnownObject]], slots: list[list[int]], noises: int,
+        finish: Callable[[Output], Any],
+    ) -> _Look:  # fmt: skip
+        """All groups of objects in every view, view by view."""
         return _Look(
             [v.sample(rgb) for v in views],
             rows * len(views),
             slots * len(views),
             [n for n in range(len(views)) for _ in rows],
             len(rows[0]),
-            SamplerSettings(settings.steps, settings.solver, noises),
+            SamplerSettings(self.settings.steps, self.settings.solver, noises),
             finish,
         )
 

@@ -26,11 +26,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ocdit_ros.model import SamplerSettings
 from ocdit_ros.segment import extract
 from ocdit_ros.segment.extract import Candidate
 from ocdit_ros.segment.network import KnownObject, Output
-from ocdit_ros.segment.segmenter import CoarseResult, Proposal, Refined, Segmenter, _Look, check_image
+from ocdit_ros.segment.segmenter import CoarseResult, Proposal, Refined, Segmenter, _average, _Look, check_image
 from ocdit_ros.segment.types import Instance, SegmentError, StreamSettings
 from ocdit_ros.segment.views import View, align, augmented, resize, to_image
 
@@ -209,6 +208,7 @@ class _Frame:
     grey: np.ndarray
     motion: Motion | None  # since the last frame; None: a full start
     tracks: list[Track]  # where they are expected in this frame
+    whole: tuple[list[View], View]  # looks of the coarse pass, and the canvas on which they meet
     fresh: list[int]  # looks that are taken anew
     surprise: float = 0.0
     looks: np.ndarray | None = None  # uint8 [L, N, Q, H, W], confidence of each look, 0..255
@@ -254,7 +254,7 @@ class Stream:
     def begin(self, rgb: np.ndarray) -> _Frame:
         """Whether the frame continues, and where everything remembered has moved to."""
         segmenter, settings = self.segmenter, self.segmenter.settings
-        views, canvas = segmenter._coarse_views(rgb)
+        views, canvas = whole = segmenter._coarse_views(rgb)
         # a memory of other objects, or of pictures of another size, is of no use
         made_for = (rgb.shape, tuple(map(id, segmenter._catalogue)), canvas, len(views), settings.refine)
         if made_for != self._made_for:
@@ -263,28 +263,28 @@ class Stream:
         grey = small_grey(rgb)
         everything = list(range(len(views)))
         if self._grey is None:
-            return _Frame(self, rgb, grey, None, [], everything)
+            return _Frame(self, rgb, grey, None, [], whole, everything)
         motion = Motion(self._grey, grey, rgb.shape[:2])
         least = max(settings.min_pixels, 1)
         tracks = [track.moved(motion) for track in self._tracks]
         tracks = [t for t in tracks if (t.instance.values > settings.mask_threshold).sum() >= least]
         if motion.surprise > self.settings.change:  # what lies where it is expected all the same keeps its id
-            return _Frame(self, rgb, grey, None, tracks, everything, motion.surprise)
+            return _Frame(self, rgb, grey, None, tracks, whole, everything, motion.surprise)
         fresh = [self._turn % len(views)] if settings.refine else everything
-        return _Frame(self, rgb, grey, motion, tracks, fresh, motion.surprise)
+        return _Frame(self, rgb, grey, motion, tracks, whole, fresh, motion.surprise)
 
     def coarse_look(self, frame: _Frame) -> _Look:
         """The looks that are taken anew; fills in `looks`, `newest` and `coarse`."""
-        segmenter, settings = self.segmenter, self.segmenter.settings
+        segmenter = self.segmenter
         indices = tuple(range(len(segmenter._catalogue)))
-        views, canvas = segmenter._coarse_views(frame.rgb)
+        views, canvas = frame.whole
         rows, slots, places = segmenter._groups(indices)
 
         def finish(output: Output) -> None:
             seen = []
             for start, n in enumerate(frame.fresh):
                 part = output.confidence[start * len(rows) : (start + 1) * len(rows)]  # [G, E, N_O, Q, H, W]
-                mean = np.stack([average(extract.match_queries(part[r, :, c])) for r, c in places])
+                mean = np.stack([_average(extract.match_queries(part[r, :, c])) for r, c in places])
                 seen.append(align(mean, views[n], canvas))  # [N, Q, H, W]
             newest = functools.reduce(np.fmax, seen)
             looks = np.zeros((len(views), *newest.shape), np.uint8)
@@ -300,15 +300,8 @@ class Stream:
             if len(frame.fresh) < len(views):
                 frame.coarse = _coarse_result(indices, canvas, looks.max(0).astype(np.float32) / 255)
 
-        return _Look(
-            [views[n].sample(frame.rgb) for n in frame.fresh],
-            rows * len(frame.fresh),
-            slots * len(frame.fresh),
-            [n for n in range(len(frame.fresh)) for _ in rows],
-            len(rows[0]),
-            SamplerSettings(settings.steps, settings.solver, settings.coarse_ensemble),
-            finish,
-        )
+        fresh = [views[n] for n in frame.fresh]
+        return segmenter._groups_look(frame.rgb, fresh, rows, slots, segmenter.settings.coarse_ensemble, finish)
 
     def propose(self, frame: _Frame) -> None:
         """Fill in `proposals` and `owners`: where instances are remembered, and where something else is seen."""
@@ -443,7 +436,7 @@ class Stream:
             ]
         self._tracks, self._grey, self._looks = tracks, frame.grey, frame.looks
         self._turn = self._turn + 1 if frame.motion is not None else 0
-        views = segmenter._coarse_views(frame.rgb)[0]
+        views = frame.whole[0]
         whole = views[0].width * views[0].height
         self.effort = Effort(
             frame.motion is None,
@@ -509,8 +502,10 @@ def segment_streams(
         for n, (kept, crops) in zip(waiting, _pass(segmenter, [frames[n] for n in waiting]), strict=True):
             stream, frame = streams[n], frames[n]
             if stream.is_lost(frame, kept):  # what is seen may be there all the same, elsewhere
-                everything = list(range(len(segmenter._coarse_views(frame.rgb)[0])))
-                frames[n] = _Frame(stream, frame.rgb, frame.grey, None, frame.tracks, everything, frame.surprise)
+                everything = list(range(len(frame.whole[0])))
+                frames[n] = _Frame(
+                    stream, frame.rgb, frame.grey, None, frame.tracks, frame.whole, everything, frame.surprise
+                )
             else:
                 results[n] = stream.finish(frame, kept, crops)
     segmenter.last_timings = {**timings.seconds, "total": time.perf_counter() - start}
@@ -571,11 +566,6 @@ def _numbered(
     return list(zip(numbers, finish(output), strict=True))
 
 
-def average(members: np.ndarray) -> np.ndarray:
-    """Mean of [E, Q, H, W] over the members: [Q, H, W]."""
-    return np.stack([extract.average(member) for member in np.moveaxis(members, 1, 0)])
-
-
 def _coarse_result(indices: tuple[int, ...], canvas: View, confidence: np.ndarray) -> CoarseResult:
     """From confidences [N, Q, H, W]; the similarity is for those who make masks of this pass, and left out."""
     similarity = np.zeros((len(indices), 1, 1), np.float32)
@@ -591,7 +581,7 @@ def _covered(box: Sequence[float], other: Sequence[float]) -> float:
 
 def _whole_crop(item: Refined, candidate: Candidate, size: tuple[int, int]) -> Patch | None:
     """Confidence all over the crop in which a candidate was seen, at the resolution of the image."""
-    mean = average(item.members)
+    mean = _average(item.members)
     which = 0
     if len(mean) > 1:  # the query that shows most of the candidate
         height, width = candidate.confidence.shape
