@@ -170,6 +170,13 @@ def _unit_interval(text: str) -> float:
     return value
 
 
+def _count_or_range(text: str) -> int | tuple[int, int]:
+    numbers = text.split("-")
+    if not 1 <= len(numbers) <= 2 or not all(n.isdecimal() for n in numbers) or int(numbers[0]) > int(numbers[-1]):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither a number of objects nor a range such as 2-28")
+    return int(text) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))
+
+
 # --------------------------------------------------------------------------- segment
 
 
@@ -376,7 +383,9 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--split", default="test", help="folder of the images in a BOP data set (default: %(default)s)")
     parser.add_argument("--targets", metavar="FILE", help="targets file in the data set's folder (default: BOP's)")
     parser.add_argument("--object-store", metavar="DIR", help="templates of the objects of synthetic scenes")
-    parser.add_argument("--absent", type=int, default=4, help="absent objects asked for per synthetic scene")
+    parser.add_argument("--absent", type=_count_or_range, default=4, metavar="N or N-M",
+                        help="absent objects asked for per synthetic scene; a range draws a number for each "
+                        "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="the first N images only")
     parser.add_argument("--threshold", type=_unit_interval, metavar="SCORE",
                         help="score that counts as a detection in the report (default: the Segmenter's)")  # fmt: skip

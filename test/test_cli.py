@@ -184,3 +184,10 @@ def test_commands_of_other_rooms_are_reached(command, capsys):
         cli.main([command, "--help"])
     assert stop.value.code == 0
     assert f"ocdit {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("absent", ["many", "5-2", "-1", "1-2-3"])
+def test_a_number_of_absent_objects_that_is_none_is_refused(absent, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", str(tmp_path), f"--absent={absent}"])
+    assert "neither a number of objects nor a range" in capsys.readouterr().err

@@ -152,6 +152,14 @@ def test_scene_shards(tmp_path):
     assert len(datasets.open_dataset(shards, objects=str(store), limit=2).images) == 2
 
 
+def test_any_number_of_absent_objects(tmp_path):
+    shards, store = write_shards(tmp_path, images=12)
+    data = ShardDataset(shards, store, absent=(0, 2))
+    counts = [len(data.candidates(key)) - 2 for key in data.images]
+    assert set(counts) == {0, 1, 2}
+    assert counts == [len(data.candidates(key)) - 2 for key in data.images]
+
+
 def test_broken_shards_are_named(tmp_path):
     shards, store = write_shards(tmp_path)
     (shards / "000001.tar").write_bytes(b"not a tar file" * 100)

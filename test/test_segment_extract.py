@@ -10,7 +10,7 @@ from ocdit_ros.segment import extract
 from ocdit_ros.segment.extract import Candidate
 from ocdit_ros.segment.types import Evidence
 
-EVIDENCE = Evidence(0.9, 1.0, 1.0, 0.5, 0.5, 1.0, 0.9, 1.0)
+EVIDENCE = Evidence(0.9, 1.0, 1.0, 0.5, 0.5, 1.0, 0.9, 1.0, 0.5, 0.5)
 
 
 def boxes(*places, height=64, width=96, value=0.9):
@@ -84,7 +84,8 @@ def test_evidence_by_hand():
     nothing = np.zeros_like(part)
     rival = boxes((0, 0, 8, 32), height=64, width=64, value=0.6)
     rival[:32, 8:16] = 0.2
-    one = extract.weigh(confidence[None], part, nothing, 0.5, similarity, rival, coarse=weaker)
+    one = extract.weigh(confidence[None], part, nothing, 0.5, similarity, rival, weaker, pixel_area=3.0, asked=3)
+    assert (one.size, one.rarity) == pytest.approx((0.75, 0.25))  # 32 x 32 canvas pixels, each 3 pixels of the image
     assert (one.confidence, one.agreement, one.stability) == pytest.approx((0.8, 1.0, 1.0))
     assert (one.similarity, one.lead, one.coarse) == pytest.approx((0.6, 0.8, 0.5))
     assert one.support == pytest.approx(0.4)

@@ -16,15 +16,17 @@ from ocdit_ros.segment.types import Evidence
 
 
 def test_without_weights_a_score_is_half_confidence_half_agreement():
-    assert Scorer()(Evidence(0.8, 0.6, 0.9, 0.1, 0.2, 0.3, 0.5, 0.5)) == pytest.approx(0.7)
-    assert Scorer()(Evidence(0.8, 1.0, 0.4, 0.1, 0.2, 0.3, 0.5, 0.5)) == pytest.approx(0.6)  # one member: its stability
+    two_members = Evidence(0.8, 0.6, 0.9, 0.1, 0.2, 0.3, 0.5, 0.5, 0.5, 0.5)
+    one_member = Evidence(0.8, 1.0, 0.4, 0.1, 0.2, 0.3, 0.5, 0.5, 0.5, 0.5)
+    assert Scorer()(two_members) == pytest.approx(0.7)
+    assert Scorer()(one_member) == pytest.approx(0.6)  # its stability
     sharper = Scorer(calibration=Calibration("logistic", (2.0, 0.0)))
-    assert sharper(Evidence(0.8, 0.6, 0.9, 0.1, 0.2, 0.3, 0.5, 0.5)) == pytest.approx(0.7**2 / (0.7**2 + 0.3**2))
+    assert sharper(two_members) == pytest.approx(0.7**2 / (0.7**2 + 0.3**2))
 
 
 def test_fitted_scores_rank_better_and_are_calibrated():
     generator = np.random.default_rng(0)
-    evidence = generator.uniform(0.05, 0.95, (4000, 8))
+    evidence = generator.uniform(0.05, 0.95, (4000, 10))
     chance = 1 / (1 + np.exp(-(3 * Calibration.logit(evidence[:, 3]) - 1)))  # similarity decides, nothing else
     correct = generator.uniform(size=4000) < chance
     scorer = fit_scorer(evidence[:2000], correct[:2000])
@@ -41,16 +43,26 @@ def test_fitted_scores_rank_better_and_are_calibrated():
 
 
 def test_scorers_that_cannot_be_used_are_refused():
-    with pytest.raises(ValueError, match="8 weights"):
+    with pytest.raises(ValueError, match="10 weights"):
         Scorer((1.0,))
     with pytest.raises(ValueError, match="finite"):
         Scorer(offset=float("inf"))
-    entry = json.loads(Scorer((1.0,) * 8).to_json())
-    with pytest.raises(ValueError, match="other evidence"):
-        Scorer.from_metadata({"score": {**entry, "evidence": ["luck"]}})
+    entry = json.loads(Scorer((1.0,) * 10).to_json())
+    with pytest.raises(ValueError, match=r"does not have \(luck\)"):
+        Scorer.from_metadata({"score": {**entry, "evidence": ["luck"], "weights": [1.0]}})
+    with pytest.raises(ValueError, match="cannot be used"):
+        Scorer.from_metadata({"score": {**entry, "weights": [1.0]}})
     with pytest.raises(ValueError, match="cannot be used"):
         Scorer.from_metadata({"score": "nonsense"})
     assert Scorer.from_metadata({}) == Scorer()
+
+
+def test_weights_fitted_before_some_evidence_was_known_still_count():
+    names = [name for name in Evidence.names() if name not in ("size", "rarity")]
+    scorer = Scorer.from_metadata({"score": {"evidence": names, "weights": [1.0] * 8, "offset": -1.0}})
+    row = (0.8, 0.6, 0.9, 0.1, 0.2, 0.3, 0.5, 0.5)
+    assert scorer(Evidence(*row, 0.1, 0.02)) == scorer(Evidence(*row, 0.9, 0.5))
+    assert scorer(Evidence(*row, 0.5, 0.5)) == pytest.approx(Scorer((1.0,) * 10, -1.0)(Evidence(*row, 0.5, 0.5)))
 
 
 def instance(number, x, y, w, h, shape=(60, 80), name="mug"):

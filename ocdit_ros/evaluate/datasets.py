@@ -282,8 +282,8 @@ class ShardDataset:
     """Synthetic scenes in WebDataset shards with an object store (format: docs/architecture.md,
     ocdit_ros/train).
 
-    Every image asks for the objects that are in it and for `absent` objects that are not, drawn by a
-    generator seeded with the image's number, so that a run can be repeated.
+    Every image asks for the objects that are in it and for `absent` objects that are not (of a pair: any number
+    from the first to the second), drawn by a generator seeded with the image's number, so that a run can be repeated.
 
     Args:
         shards: folder with the `.tar` shards of the split to evaluate.
@@ -294,7 +294,9 @@ class ShardDataset:
     Raises DatasetError: a folder has no shards or no index.
     """
 
-    def __init__(self, shards: str | Path, objects: str | Path, absent: int = 4, limit: int | None = None) -> None:
+    def __init__(
+        self, shards: str | Path, objects: str | Path, absent: int | tuple[int, int] = 4, limit: int | None = None
+    ) -> None:
         self._shards = sorted(Path(shards).glob("*.tar"))
         if not self._shards:
             raise DatasetError(f"'{shards}' has no .tar shard; generate the data set first (ocdit train --help).")
@@ -337,7 +339,9 @@ class ShardDataset:
         present = sorted({self._ids[row["object"]] for row in self._meta(key)["instances"]})
         rest = [i for i in self.categories if i not in set(present)]
         generator = np.random.default_rng([key.scene_id, key.image_id])
-        drawn = generator.permutation(np.array(rest, dtype=int))[: self.absent]
+        order = generator.permutation(np.array(rest, dtype=int))
+        number = self.absent if isinstance(self.absent, int) else int(generator.integers(*self.absent, endpoint=True))
+        drawn = order[:number]
         return present + sorted(int(i) for i in drawn)
 
     def object_source(self, category_id: int) -> TemplateSet:
@@ -381,7 +385,7 @@ def open_dataset(
     split: str = "test",
     targets: str | None = None,
     objects: str | None = None,
-    absent: int = 4,
+    absent: int | tuple[int, int] = 4,
     limit: int | None = None,
 ) -> Dataset:
     """Open a data set folder: one with `.tar` shards as ShardDataset, anything else as BopDataset.

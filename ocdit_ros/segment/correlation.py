@@ -63,7 +63,9 @@ class CorrelationSegmenter(Segmenter):
                     continue
                 inside = float(np.clip(similarity[row][part].mean(), 0.0, 1.0))
                 mean = float(confidence[part].mean())
-                evidence = Evidence(mean, 1.0, 1.0, inside, 0.5, 1.0, mean, 1.0)
+                area = extract.size_evidence(float((patch > self.settings.mask_threshold).sum()))
+                rarity = extract.rarity_evidence(len(indices))
+                evidence = Evidence(mean, 1.0, 1.0, inside, 0.5, 1.0, mean, 1.0, area, rarity)
                 found.append(Candidate(index, float(confidence[part].max()) * inside, evidence, patch, x, y))
         return found
 

@@ -139,7 +139,7 @@ def _belongs(part: np.ndarray, instance: np.ndarray, weak: np.ndarray, occluders
 
 def weigh(
     members: np.ndarray, part: np.ndarray, others: np.ndarray, threshold: float, similarity: np.ndarray,
-    rival: np.ndarray, coarse: np.ndarray | None = None,
+    rival: np.ndarray, coarse: np.ndarray | None = None, pixel_area: float = 1.0, asked: int = 1,
 ) -> Evidence:  # fmt: skip
     """Evidence for one part of a map.
 
@@ -151,6 +151,8 @@ def weigh(
         similarity: cosine of image and templates [h, w] on the latent grid.
         rival: highest confidence of another object in the coarse pass, on this canvas [H, W].
         coarse: confidence of this object in the coarse pass, on this canvas [H, W]; None without refinement.
+        pixel_area: pixels of the image that one of the canvas covers.
+        asked: number of objects that were asked for in this image.
     """
     mean = average(members)
     near = _grow(part, 9) & ~others
@@ -175,7 +177,19 @@ def weigh(
         coarse=overlap,
         support=float(before[part].mean()),
         uncontested=1.0 - float((rival[part] > np.maximum(before[part], 0.3)).mean()),
+        size=size_evidence(float(part.sum()) * pixel_area),
+        rarity=rarity_evidence(asked),
     )
+
+
+def size_evidence(pixels: float) -> float:
+    """`Evidence.size` of a mask of so many pixels of the image."""
+    return pixels / (pixels + 32.0**2)
+
+
+def rarity_evidence(asked: int) -> float:
+    """`Evidence.rarity` when so many objects are asked for."""
+    return 1.0 / (1.0 + asked)
 
 
 def lift(

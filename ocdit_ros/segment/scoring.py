@@ -39,7 +39,7 @@ class Scorer:
 
     @staticmethod
     def inputs(evidence: np.ndarray) -> np.ndarray:
-        """What the regression sees of evidence float [..., 8]: logits, kept within +-5."""
+        """What the regression sees of evidence float [..., 10]: logits, kept within +-5."""
         return np.clip(Calibration.logit(np.asarray(evidence, dtype=np.float64)), -5.0, 5.0)
 
     def __call__(self, evidence: Evidence) -> float:
@@ -67,8 +67,10 @@ class Scorer:
             return cls(calibration=calibration)
         try:
             row = json.loads(entry) if isinstance(entry, str) else dict(entry)  # type: ignore[call-overload]
-            if list(row["evidence"]) != list(Evidence.names()):
-                raise ValueError("it weighs other evidence than this version has")
-            return cls(tuple(float(w) for w in row["weights"]), float(row["offset"]), calibration)
+            weights = dict(zip(row["evidence"], map(float, row["weights"]), strict=True))
+            if unknown := weights.keys() - set(Evidence.names()):
+                raise ValueError(f"it weighs evidence that this version does not have ({', '.join(sorted(unknown))})")
+            # evidence that was thought of after the weights were fitted counts for nothing
+            return cls(tuple(weights.get(name, 0.0) for name in Evidence.names()), float(row["offset"]), calibration)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"The score weights stored in the checkpoint cannot be used: {error}") from None

@@ -470,7 +470,16 @@ class Segmenter:
             some = []
             for member in np.moveaxis(item.members, 1, 0):  # queries
                 some += self._parts(
-                    item.proposal.index, member, item.view, item.similarity, others > 0.5, rival, before, target, size
+                    item.proposal.index,
+                    member,
+                    item.view,
+                    item.similarity,
+                    others > 0.5,
+                    rival,
+                    before,
+                    target,
+                    size,
+                    len(coarse.indices),
                 )
             found.append(some)
         return found
@@ -483,7 +492,16 @@ class Segmenter:
             others, rival = (owned >= 0) & (owned != row), rivals.of(row)
             for member in np.moveaxis(coarse.members[row], 1, 0):
                 found += self._parts(
-                    index, member, coarse.view, coarse.similarity[row], others, rival, None, None, size
+                    index,
+                    member,
+                    coarse.view,
+                    coarse.similarity[row],
+                    others,
+                    rival,
+                    None,
+                    None,
+                    size,
+                    len(coarse.indices),
                 )
         return found
 
@@ -504,12 +522,14 @@ class Segmenter:
     def _parts(
         self, index: int, members: np.ndarray, view: View, similarity: np.ndarray, occluders: np.ndarray,
         rival: np.ndarray, coarse: np.ndarray | None, target: tuple[int, int, int, int] | None, size: tuple[int, int],
+        asked: int,
     ) -> list[Candidate]:  # fmt: skip
         """Candidates in the map of one query, members [E, H, W].
 
         In a crop (`target` is the proposal's box on the canvas) a part that the crop's border cuts is left to
-        the crop that was made for it, unless it is the one this crop was made for.
+        the crop that was made for it, unless it is the one this crop was made for. `asked`: count of objects asked for.
         """
+        pixel_area = view.width / view.canvas[1] * view.height / view.canvas[0]
         threshold = self.settings.mask_threshold
         confidence = extract.average(members)
         parts = extract.separate(confidence, threshold, 8, occluders)
@@ -521,7 +541,7 @@ class Segmenter:
             parts = [p for n, p in enumerate(parts) if n == main or not _is_cut(p, view, size)]
         for part in parts:
             others = everything & ~part
-            evidence = extract.weigh(members, part, others, threshold, similarity, rival, coarse)
+            evidence = extract.weigh(members, part, others, threshold, similarity, rival, coarse, pixel_area, asked)
             patch, x, y = extract.lift(confidence, part, others, view, *size)
             if patch.size:
                 found.append(Candidate(index, self.scorer(evidence), evidence, patch, x, y))

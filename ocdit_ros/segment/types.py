@@ -28,6 +28,8 @@ class Evidence:
     coarse: float  # IoU with the mask of the coarse pass; 1 without refinement
     support: float  # mean confidence of the coarse pass inside the mask
     uncontested: float  # share of the mask that the coarse pass does not give to another object
+    size: float  # p / (p + 32^2) for a mask of p pixels of the image: small ones are less often right
+    rarity: float  # 1 / (1 + N) when N objects are asked for: the longer the list, the more of it is absent
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -35,7 +37,7 @@ class Evidence:
         return tuple(field.name for field in fields(cls))
 
     def vector(self) -> np.ndarray:
-        """float64 [8], in the order of names()."""
+        """float64 [10], in the order of names()."""
         return np.array([getattr(self, name) for name in self.names()], dtype=np.float64)
 
 
