@@ -31,7 +31,7 @@ class Backbone(nn.Module):
     """A timm model as a source of standardised feature maps at the given strides.
 
     Weights are random until `load_state_dict` (checkpoints carry them) or `load_pretrained`; nothing is downloaded.
-    The network is frozen and stays in evaluation mode unless `trainable` is set.
+    The network is frozen unless `trainable` is set, which lets gradients through; batch-norm statistics never change.
     """
 
     rgb_mean: Tensor
@@ -91,8 +91,8 @@ class Backbone(nn.Module):
         raise ValueError(f"timm cannot build '{self.name}' with {options}")
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stay in evaluation mode (frozen batch-norm statistics) unless `trainable`."""
-        return super().train(mode and self.trainable)
+        """Stay in evaluation mode: batches of training are too small for batch-norm statistics."""
+        return super().train(False)
 
     def _own_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename what timm calls 'stages.0.x' in a whole network and 'stages_0.x' in one that gives features."""

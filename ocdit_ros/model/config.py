@@ -31,6 +31,9 @@ class ModelConfig:
     # backbone (Sec. 3.2: frozen features)
     backbone: str = "tf_efficientnet_lite0"
     feature_strides: tuple[int, ...] = (8, 16)
+    image_backbone: bool = (
+        False  # images have a copy of the backbone that training tunes; templates keep the frozen one
+    )
     # mask VAE (Sec. 3.1)
     latent_channels: int = 16  # d
     vae_channels: tuple[int, ...] = (32, 64, 128)  # at strides 4, 8, 16
@@ -48,6 +51,7 @@ class ModelConfig:
     # template correlation (extension, off in `paper`)
     correlation_width: int = 0  # 0 switches it off
     correlation_strides: tuple[int, ...] = (16,)
+    correlation_hidden: int = 0  # hidden units beside the linear projection of the features; 0: linear alone
     size_encoding: bool = True
     # EDM (Karras et al. 2022, Tab. 1)
     sigma_data: float = 0.5
@@ -142,7 +146,7 @@ class ModelConfig:
 _MOST: dict[str, float] = {
     "max_objects": 65536, "train_objects": 65536, "templates": 1024, "template_size": 1024, "max_grid": 1024,
     "queries_per_object": 1024, "latent_channels": 1024, "vae_channels": 2048, "vae_blocks": 64, "width": 4096,
-    "depth": 128, "mlp_ratio": 16.0, "embed_kernel": 15, "correlation_width": 4096,
+    "depth": 128, "mlp_ratio": 16.0, "embed_kernel": 15, "correlation_width": 4096, "correlation_hidden": 4096,
 }  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {

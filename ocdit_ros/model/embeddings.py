@@ -145,7 +145,8 @@ def highest(x: Tensor, count: int) -> Tensor:
 class TemplateCorrelation(nn.Module):
     """Similarity of every image patch to the object's template tokens, as further input of the query (extension).
 
-    A learned projection shared by image and templates, then cosine similarity. Five numbers per patch: the best
+    A learned projection shared by image and templates (linear, and with `hidden` units a small MLP beside it, which
+    starts at zero), then cosine similarity. Five numbers per patch: the best
     match, the mean of the five best, the lead over the best other object, and two comparisons with the rest of the
     image.
     """
@@ -153,13 +154,25 @@ class TemplateCorrelation(nn.Module):
     statistics = 5
 
     def __init__(
-        self, channels: int, strides: tuple[int, ...], feature_strides: tuple[int, ...], width: int, out_width: int
+        self,
+        channels: int,
+        strides: tuple[int, ...],
+        feature_strides: tuple[int, ...],
+        width: int,
+        out_width: int,
+        hidden: int = 0,
     ) -> None:
         """Project `channels` (all strides concatenated) to `width`, embed the statistics into `out_width`."""
         super().__init__()
         self.strides, self.feature_strides = strides, feature_strides
         self.projection = nn.Linear(channels, width, bias=False)
         nn.init.orthogonal_(self.projection.weight)
+        self.adapter = (
+            nn.Sequential(nn.Linear(channels, hidden), nn.SiLU(), nn.Linear(hidden, width)) if hidden else None
+        )
+        if self.adapter is not None:
+            for parameter in self.adapter[-1].parameters():
+                nn.init.zeros_(parameter)
         inputs = sum(self.statistics * (16 // s) ** 2 for s in strides)
         self.mlp = nn.Sequential(nn.Linear(inputs, out_width), nn.SiLU(), nn.Linear(out_width, out_width))
 
@@ -175,24 +188,37 @@ class TemplateCorrelation(nn.Module):
             maps.append(feature)
         # the matches that matter differ in the third digit, which bfloat16 does not have
         with torch.autocast(features[0].device.type, enabled=False):
-            return F.normalize(self.projection(torch.cat(maps, 1).movedim(1, -1).float()), dim=-1)
+            return self._unit_vectors(torch.cat(maps, 1).movedim(1, -1).float())
 
     def describe_patches(self, patches: list[Tensor]) -> Tensor:
         """Unit vectors [..., width] of patches on the /16 grid: one [..., C_s (16/s)^2] per stride."""
         pooled = [x.unflatten(-1, (-1, (16 // s) ** 2)).mean(-1) for x, s in zip(patches, self.feature_strides)]
         with torch.autocast(patches[0].device.type, enabled=False):
-            return F.normalize(self.projection(torch.cat(pooled, -1).float()), dim=-1)
+            return self._unit_vectors(torch.cat(pooled, -1).float())
 
-    def similarity(self, features: Features, keys: Tensor, valid: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-        """Best and mean-of-five-best cosine, each [B, N_O, H/stride, W/stride].
+    def _unit_vectors(self, features: Tensor) -> Tensor:
+        """Descriptors [..., width] of features [..., channels]."""
+        vectors = self.projection(features)
+        if self.adapter is not None:
+            vectors = vectors + self.adapter(features)
+        return F.normalize(vectors, dim=-1)
 
-        `keys` [B, N_O, n, width], `valid` [B, N_O, n]. An object of fewer than five tokens has the mean of what it has,
-        so that padding never counts.
+    def cosines(self, features: Features, keys: Tensor, valid: Tensor, stride: int) -> Tensor:
+        """Cosine of every patch with every template token [B, N_O, n, H/stride, W/stride]; -1 for padding.
+
+        `keys` [B, N_O, n, width], `valid` [B, N_O, n].
         """
         scene = self.describe(features, stride)  # [B, H', W', width]
         with torch.autocast(scene.device.type, enabled=False):
             cosine = torch.einsum("bonc,bhwc->bonhw", keys.float(), scene)
-        cosine = cosine.masked_fill(~valid[..., None, None], -1.0)
+        return cosine.masked_fill(~valid[..., None, None], -1.0)
+
+    def similarity(self, features: Features, keys: Tensor, valid: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+        """Best and mean-of-five-best cosine, each [B, N_O, H/stride, W/stride].
+
+        An object of fewer than five tokens has the mean of what it has, so that padding never counts.
+        """
+        cosine = self.cosines(features, keys, valid, stride)
         top = highest(cosine, min(5, cosine.shape[2]))
         present = torch.arange(top.shape[2], device=top.device) < valid.sum(-1)[..., None]  # [B, N_O, 5]
         weight = (present / present.sum(-1, keepdim=True)).to(top.dtype)

@@ -101,8 +101,13 @@ class OCDiT(nn.Module):
         self.provenance: dict[str, Any] = {}  # how the weights came about; checkpoints carry it
         width = config.width
         self.backbone = Backbone(config.backbone, config.feature_strides)
+        self.image_backbone = Backbone(config.backbone, config.feature_strides) if config.image_backbone else None
+        if self.image_backbone is not None:
+            self.image_backbone.trainable = True
+            self.start_image_backbone()
         self.vae = MaskVAE(config.latent_channels, config.vae_channels, config.vae_blocks, config.sigma_data)
-        for convolutional in (self.backbone, self.vae):  # a third faster on CPUs, and what tensor cores want
+        backbones = [self.backbone] if self.image_backbone is None else [self.backbone, self.image_backbone]
+        for convolutional in (*backbones, self.vae):  # a third faster on CPUs, and what tensor cores want
             convolutional.to(memory_format=torch.channels_last)
         channels, strides = self.backbone.channels, config.feature_strides
         # step 4: queries
@@ -124,6 +129,7 @@ class OCDiT(nn.Module):
                 strides,
                 config.correlation_width,
                 width,
+                config.correlation_hidden,
             )
             if config.correlation_width
             else None
@@ -161,6 +167,11 @@ class OCDiT(nn.Module):
         for linear in silent:
             for parameter in linear.parameters():
                 nn.init.zeros_(parameter)
+
+    def start_image_backbone(self) -> None:
+        """Make the backbone of images equal to that of templates, where training begins to tune it."""
+        if self.image_backbone is not None:
+            self.image_backbone.load_state_dict(self.backbone.state_dict())
 
     @property
     def device(self) -> torch.device:
@@ -285,7 +296,7 @@ class OCDiT(nn.Module):
 
     def image_features(self, images: Tensor) -> Features:
         """Step 3 for images [B, 3, H, W] in 0..1; H and W multiples of 16."""
-        return self.backbone(images)
+        return (self.image_backbone or self.backbone)(images)
 
     def query_context(self, image_features: Features, conditioning: Conditioning, repeat: int = 1) -> QueryContext:
         """Step 4 without the noisy latents: image embedding, encodings, correlation; `repeat` rows for each image.

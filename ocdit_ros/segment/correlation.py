@@ -37,7 +37,7 @@ class CorrelationSegmenter(Segmenter):
         instances: list[Instance] = []
         if len(indices):
             view = self._coarse_view(rgb)
-            features = self.network.image_features([view.sample(rgb)])
+            features = self.network.frozen_features([view.sample(rgb)])
             similarity = self.network.raw_similarity(features, [self._catalogue[i] for i in indices])
             instances = self.resolve(
                 self.correlation_candidates(similarity, indices, view, rgb.shape[:2]), rgb.shape[:2]

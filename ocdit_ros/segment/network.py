@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ocdit_ros.model import Conditioning, Features, OCDiT, SamplerSettings, TemplateFeatures, sample
+from ocdit_ros.model import Backbone, Conditioning, Features, OCDiT, SamplerSettings, TemplateFeatures, sample
 from ocdit_ros.templates import TemplateSet
 
 # A CPU is fastest where what is in work stays in its cache and no fresh memory is asked for; a GPU wants much at once.
@@ -67,6 +67,8 @@ class Network:
         self._kind = "cpu" if self.device.type == "cpu" else "gpu"
         self.timings = Timings()
         self._backbone = self.model.backbone.folded()
+        tuned = self.model.image_backbone
+        self._image_backbone = self._backbone if tuned is None else tuned.folded()
         self._empties: dict[tuple[int, int], Tensor] = {}
         self._empty_radius = self._find_empty_radius()
 
@@ -288,14 +290,21 @@ class Network:
             maps.append(cosine.topk(min(5, cosine.shape[0]), dim=0).values.mean(0))
         return torch.stack(maps).cpu().numpy()
 
-    @torch.inference_mode()
     def image_features(self, images: Sequence[np.ndarray]) -> Features:
-        """Backbone features of uint8 images [H, W, 3] of one size."""
+        """Features of uint8 images [H, W, 3] of one size, as the network takes them."""
+        return self._features(self._image_backbone, images)
+
+    def frozen_features(self, images: Sequence[np.ndarray]) -> Features:
+        """Features of uint8 images [H, W, 3] of one size by the backbone of the templates."""
+        return self._features(self._backbone, images)
+
+    @torch.inference_mode()
+    def _features(self, backbone: Backbone, images: Sequence[np.ndarray]) -> Features:
         size = max(BATCH_PIXELS[self._kind] // (images[0].shape[0] * images[0].shape[1]), 1)
         parts = []
         for start in range(0, len(images), size):
             batch = torch.from_numpy(np.stack(images[start : start + size])).to(self.device)
-            parts.append(self._backbone(batch.movedim(-1, 1).float() / 255))
+            parts.append(backbone(batch.movedim(-1, 1).float() / 255))
         return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
 
 

@@ -9,7 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ocdit_ros.model import OCDiT
+    from ocdit_ros.train.dataset import Batch, MixedSource, SampleSource
 
 
 def add_parser(subparsers: Any) -> None:
@@ -37,43 +41,33 @@ def add_parser(subparsers: Any) -> None:
     vae.add_argument("--minutes", type=float, default=20)
     vae.add_argument("--seed", type=int, default=0)
 
+    matching = stages.add_parser(
+        "matching",
+        help="train the descriptors of the template correlation, and the backbone of images, of a checkpoint",
+    )
+    matching.add_argument("--init", required=True)
+    matching.add_argument("--out", required=True)
+    matching.add_argument("--minutes", type=float, default=20)
+    _add_sampling(matching)
+
     denoiser = stages.add_parser("denoiser", help="train the denoiser (resumes from --run when it holds a state)")
     denoiser.add_argument("--init", required=True, help="checkpoint with a trained VAE, or the shipped weights")
-    denoiser.add_argument("--set", nargs="*", default=[], metavar="FIELD=JSON", help="changes to the configuration")
-    denoiser.add_argument("--data", required=True)
-    _add_scenes(denoiser)
     denoiser.add_argument("--run", required=True, help="folder for state, history, TensorBoard and weights")
-    denoiser.add_argument("--cache", help="folder for template features (default: RUN/../features)")
     denoiser.add_argument("--time-budget", type=float, help="minutes of training over all resumptions")
     denoiser.add_argument("--steps", type=int)
-    denoiser.add_argument("--batch-size", type=int, default=4)
-    denoiser.add_argument("--learning-rate", type=float, default=1e-3)
     denoiser.add_argument("--decay", type=float, default=0.3)
-    denoiser.add_argument(
-        "--objects", type=int, help="objects in a query (default: train_objects of the configuration)"
-    )
-    denoiser.add_argument("--size", type=int, default=192, help="pixels of the square training input")
-    denoiser.add_argument("--zoom", type=float, default=0.5, help="share of samples that are enlarged crops")
-    denoiser.add_argument(
-        "--coarse-share",
-        type=float,
-        default=0.0,
-        help="share of steps on half-size batches of large views, of whose objects any number may be absent",
-    )
-    denoiser.add_argument("--coarse-size", type=int, default=288, help="pixels of those views")
-    denoiser.add_argument("--coarse-objects", type=int, default=8, help="objects in a query of those views")
+    _add_sampling(denoiser)
     denoiser.add_argument(
         "--single-share",
         type=float,
         default=0.0,
         help="share of either kind of steps that ask for one object only, absent from half of the views",
     )
-    denoiser.add_argument("--validation-scenes", type=int, default=100)
+    denoiser.add_argument(
+        "--matching", type=float, default=0.0, help="weight of a second loss, on the template correlation (e.g. 0.1)"
+    )
     denoiser.add_argument("--validate-every", type=float, default=15, help="minutes")
     denoiser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default="no")
-    denoiser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
-    denoiser.add_argument("--seed", type=int, default=0)
-    denoiser.add_argument("--quiet", action="store_true")
 
     study = stages.add_parser("study", help="variants x seeds at equal processor time: table and curves")
     study.add_argument("--init", required=True, help="checkpoint whose backbone and VAE all runs start from")
@@ -98,6 +92,31 @@ def add_parser(subparsers: Any) -> None:
     export.add_argument("--provenance", help="JSON file whose entries are added to the provenance")
 
 
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    """What a stage that looks at views of scenes is told about them."""
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=JSON", help="changes to the configuration")
+    parser.add_argument("--data", required=True)
+    _add_scenes(parser)
+    parser.add_argument("--cache", help="folder for template features (default: features, beside the run or output)")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--objects", type=int, help="objects in a query (default: train_objects of the configuration)")
+    parser.add_argument("--size", type=int, default=192, help="pixels of the square training input")
+    parser.add_argument("--zoom", type=float, default=0.5, help="share of samples that are enlarged crops")
+    parser.add_argument(
+        "--coarse-share",
+        type=float,
+        default=0.0,
+        help="share of steps on half-size batches of large views, of whose objects any number may be absent",
+    )
+    parser.add_argument("--coarse-size", type=int, default=288, help="pixels of those views")
+    parser.add_argument("--coarse-objects", type=int, default=8, help="objects in a query of those views")
+    parser.add_argument("--validation-scenes", type=int, default=100)
+    parser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quiet", action="store_true")
+
+
 def _add_scenes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scenes",
@@ -119,7 +138,10 @@ def _changes(items: list[str]) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen stage; returns the exit status."""
-    return {"start": _start, "vae": _vae, "denoiser": _denoiser, "study": _study, "export": _export}[args.stage](args)
+    stages = {
+        "start": _start, "vae": _vae, "matching": _matching, "denoiser": _denoiser, "study": _study, "export": _export
+    }  # fmt: skip
+    return stages[args.stage](args)
 
 
 def _start(args: argparse.Namespace) -> int:
@@ -145,6 +167,7 @@ def _start(args: argparse.Namespace) -> int:
         for i in range(min(256, len(scenes)))
     ]
     model.backbone.fit_statistics(torch.stack([i for i in images if i.shape[-2:] == images[0].shape[-2:]]))
+    model.start_image_backbone()
     save_checkpoint(model, args.out, {"stage": "start", "preset": args.preset})
     return 0
 
@@ -164,19 +187,14 @@ def _vae(args: argparse.Namespace) -> int:
     return 0
 
 
-def _denoiser(args: argparse.Namespace) -> int:
-    import torch
-
+def _sources(
+    args: argparse.Namespace, model: OCDiT, cache: Path, single_share: float = 0.0
+) -> tuple[SampleSource, MixedSource, SampleSource]:
+    """Plain training samples, their mixture with those for the coarse pass, and held-out samples."""
     from ocdit_ros.train.bop import open_scenes
     from ocdit_ros.train.dataset import MixedSource, ObjectStore, SampleSettings, SampleSource, SceneShards
-    from ocdit_ros.train.trainer import Trainer, TrainerSettings, start_model
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    model = start_model(args.init, _changes(args.set))
-    data, run = Path(args.data), Path(args.run)
-    cache = Path(args.cache) if args.cache else run.parent / "features"
+    data = Path(args.data)
     sampling = SampleSettings(
         objects=args.objects or model.config.train_objects,
         zoom=args.zoom,
@@ -194,8 +212,7 @@ def _denoiser(args: argparse.Namespace) -> int:
         (SampleSource(scenes, store, large, args.seed + 1), args.coarse_share),
     ):
         alone = SampleSource(scenes, store, kind.settings.single(0.5), kind.seed + 2)
-        shares += [(kind, share * (1 - args.single_share)), (alone, share * args.single_share)]
-    mixture = MixedSource(shares, args.seed)
+        shares += [(kind, share * (1 - single_share)), (alone, share * single_share)]
     held_out = SampleSource(
         SceneShards(data / "scenes" / "val"),
         ObjectStore(data / "objects" / "val", model, cache / "val"),
@@ -204,7 +221,49 @@ def _denoiser(args: argparse.Namespace) -> int:
         ),
         seed=1,
     )
+    return source, MixedSource(shares, args.seed), held_out
+
+
+def _held_out_batches(args: argparse.Namespace, held_out: SampleSource) -> list[Batch]:
     count = min(args.validation_scenes, len(held_out.scenes))
+    return [held_out.batch(list(range(i, min(i + 4, count)))) for i in range(0, count, 4)]
+
+
+def _matching(args: argparse.Namespace) -> int:
+    import torch
+
+    from ocdit_ros.model import save_checkpoint
+    from ocdit_ros.train.matching import train_matching
+    from ocdit_ros.train.trainer import start_model
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    model = start_model(args.init, _changes(args.set))
+    cache = Path(args.cache) if args.cache else Path(args.out).parent / "features"
+    _, mixture, held_out = _sources(args, model, cache)
+    validation = _held_out_batches(args, held_out)
+    result = train_matching(
+        model, mixture, args.minutes * 60, None, args.batch_size, args.learning_rate, validation=validation,
+        quiet=args.quiet,
+    )  # fmt: skip
+    print(json.dumps(result))
+    save_checkpoint(model, args.out, {**model.provenance, "stage": "matching", "matching": result})
+    return 0
+
+
+def _denoiser(args: argparse.Namespace) -> int:
+    import torch
+
+    from ocdit_ros.train.trainer import Trainer, TrainerSettings, start_model
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    model = start_model(args.init, _changes(args.set))
+    run = Path(args.run)
+    cache = Path(args.cache) if args.cache else run.parent / "features"
+    source, mixture, held_out = _sources(args, model, cache, args.single_share)
     trainer = Trainer(
         model,
         mixture,
@@ -215,11 +274,12 @@ def _denoiser(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
             learning_rate=args.learning_rate,
             decay=args.decay,
+            matching=args.matching,
             validate_every=args.validate_every * 60,
             mixed_precision=args.mixed_precision,
             seed=args.seed,
         ),
-        [held_out.batch(list(range(i, min(i + 4, count)))) for i in range(0, count, 4)],
+        _held_out_batches(args, held_out),
         [source.batch(list(range(i, i + 4))) for i in range(0, min(24, len(source.scenes) // 4 * 4), 4)],
         held_out.objects,
     )

@@ -75,6 +75,7 @@ def fresh_model(init: OCDiT, changes: Mapping[str, Any], seed: int) -> OCDiT:
     if lost:
         raise ValueError(f"a variant may not change the backbone or the VAE of the checkpoint ({lost[0]} does not fit)")
     model.load_state_dict({**own, **kept})
+    model.start_image_backbone()
     model.provenance = {"study": True}
     return model
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from ocdit_ros.model import OCDiT, SamplerSettings, load_checkpoint, save_checkpoint
 from ocdit_ros.model.edm import denoising_loss
 from ocdit_ros.train.dataset import Batch, MixedSource, ObjectStore, SampleSource
+from ocdit_ros.train.matching import MatchingLoss, unite
 from ocdit_ros.train.pictures import sample_sheet
 from ocdit_ros.train.validation import encode_masks, noise_curve, validate
 
@@ -39,12 +40,14 @@ class TrainerSettings:
     time_budget: float | None = None
     batch_size: int = 4  # views per step over all processes, times SampleSettings.batch_share
     learning_rate: float = 1e-3
+    backbone_rate: float = 0.3  # learning rate of the backbone of images, relative to that of all else
     warmup: int = 200  # steps
     decay: float = 0.3  # last share of the run over which the rate falls to 0
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.02
     clip: float = 1.0
     ema: float = 0.999
+    matching: float = 0.0  # weight of the matching loss on the template correlation
     checkpoint_every: float = 180.0  # seconds
     validate_every: float = 900.0  # seconds
     mixed_precision: str = "no"  # 'no', 'bf16' or 'fp16'
@@ -55,20 +58,27 @@ class TrainerSettings:
 class TrainingLoss(nn.Module):
     """One forward pass of training: (batch, sigma, noise) -> loss. Kept apart so that DDP can wrap it."""
 
-    def __init__(self, model: OCDiT) -> None:
-        """Wrap `model`."""
+    def __init__(self, model: OCDiT, matching: float = 0.0) -> None:
+        """Wrap `model`; `matching` is the weight of the second loss, raises ValueError without template correlation."""
         super().__init__()
-        self.model = model
+        if matching and model.correlation is None:
+            raise ValueError("a matching loss needs template correlation (correlation_width above 0)")
+        self.model, self.weight = model, matching
+        self.matching = MatchingLoss() if matching else None
 
     def forward(self, batch: Batch, sigma: Tensor, noise: Tensor) -> Tensor:
         """Loss at noise levels sigma [B] with unit noise [B, N_Q, d, h, w]."""
         model = self.model
         clean = encode_masks(model, batch.masks)
         conditioning = model.condition(batch.templates, batch.diameters)
-        denoised = model.denoise(
-            clean + sigma.view(-1, 1, 1, 1, 1) * noise, sigma, model.image_features(batch.images), conditioning
-        )
-        return denoising_loss(denoised.float(), clean, sigma, model.log_variance(sigma), model.config.sigma_data)
+        features = model.image_features(batch.images)
+        denoised = model.denoise(clean + sigma.view(-1, 1, 1, 1, 1) * noise, sigma, features, conditioning)
+        loss = denoising_loss(denoised.float(), clean, sigma, model.log_variance(sigma), model.config.sigma_data)
+        if self.matching is not None and model.correlation is not None and conditioning.correlation_keys is not None:
+            stride = min(model.correlation.strides)
+            cosines = model.correlation.cosines(features, conditioning.correlation_keys, conditioning.valid, stride)
+            loss = loss + self.weight * self.matching(cosines.amax(2), unite(batch.masks, conditioning.objects))
+        return loss
 
 
 def stratified_sigma(step: int, batch: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
@@ -113,14 +123,21 @@ class Trainer:
         self.model = model.train()
         model.vae.eval()
         self.ema = copy.deepcopy(model).eval().requires_grad_(False).to(self.accelerator.device)
-        matrices = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-        vectors = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
-        self.optimizer: Any = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            lr=settings.learning_rate,
-            betas=settings.betas,
+        loss = TrainingLoss(model, settings.matching)
+        tuned = (
+            [] if model.image_backbone is None else [p for p in model.image_backbone.parameters() if p.requires_grad]
         )
-        self.loss, self.optimizer = self.accelerator.prepare(TrainingLoss(model), self.optimizer)
+        mine = {id(p) for p in tuned}
+        others = [p for p in loss.parameters() if p.requires_grad and id(p) not in mine]
+        groups = [
+            {"params": [p for p in members if (p.dim() > 1) == matrices], "weight_decay": decay, "relative_rate": rate}
+            for members, rate in ((others, 1.0), (tuned, settings.backbone_rate))
+            for matrices, decay in ((True, settings.weight_decay), (False, 0.0))
+        ]
+        self.optimizer: Any = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=settings.learning_rate, betas=settings.betas
+        )
+        self.loss, self.optimizer = self.accelerator.prepare(loss, self.optimizer)
         self.started_from = model.provenance
         self.step, self.elapsed, self.views = 0, 0.0, 0
         self.history: list[dict[str, Any]] = []
@@ -168,7 +185,7 @@ class Trainer:
         batch = source.batch(list(range(first, first + size))[own]).to(accelerator.device)
         torch.manual_seed((settings.seed << 32) + self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+            group["lr"] = self.learning_rate() * group["relative_rate"]
         with accelerator.autocast():
             loss = self.loss(batch, sigma[own].to(accelerator.device), noise[own].to(accelerator.device))
         self.optimizer.zero_grad(set_to_none=True)
@@ -267,6 +284,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "matching": self.matching_state(),
             "step": self.step,
             "elapsed": self.elapsed,
             "views": self.views,
@@ -290,11 +308,22 @@ class Trainer:
             },
         )
 
+    def matching_state(self) -> dict[str, Tensor] | None:
+        """What the matching loss has learned; None without one."""
+        matching = self.accelerator.unwrap_model(self.loss).matching
+        return None if matching is None else matching.state_dict()
+
     def restore(self) -> None:
         """Load the state; raises ValueError when it belongs to another configuration."""
         state = torch.load(self.state_file, map_location=self.accelerator.device, weights_only=True)
         if state["config"] != self.model.config.to_json():
             raise ValueError(f"'{self.state_file}' was made with another model configuration; use another folder")
+        kept, own = state.get("matching"), self.matching_state()
+        if (kept is None) != (own is None):
+            without = "without" if kept is None else "with"
+            raise ValueError(f"'{self.state_file}' was made {without} a matching loss; use another folder")
+        if kept is not None:
+            self.accelerator.unwrap_model(self.loss).matching.load_state_dict(kept)
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -311,5 +340,7 @@ def start_model(init: str | os.PathLike[str], config_changes: dict[str, Any] | N
     fresh = OCDiT(dataclasses.replace(model.config, **config_changes))
     own, given = fresh.state_dict(), model.state_dict()
     fresh.load_state_dict({k: given[k] if k in given and given[k].shape == v.shape else v for k, v in own.items()})
+    if model.image_backbone is None:
+        fresh.start_image_backbone()
     fresh.provenance = model.provenance
     return fresh
