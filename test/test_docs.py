@@ -314,7 +314,9 @@ def test_commands(page, reader, capsys):
                 check_ros_arguments(shlex.split(command.text))  # test_node_integration.py runs it
             elif program == "torchrun":
                 words = words_of(command)
-                cli._parser("train").parse_args(words[words.index("ocdit_ros.train.command") + 1 :])
+                cli._parser("train").parse_args(
+                    words[words.index("--") + 1 :]
+                )  # torchrun itself: test_train_matching.py
             else:
                 problems.append(f"{command}: nothing runs it, and NOT_RUN has no reason")
         except (Exception, SystemExit, pytest.fail.Exception) as error:

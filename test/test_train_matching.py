@@ -5,6 +5,8 @@
 """The loss on the template correlation."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -200,7 +202,7 @@ def test_matching_as_a_command_then_the_denoiser(data, tmp_path, monkeypatch, ca
         assert stop.value.code == 0
 
     common = ["--data", tmp_path / "data", "--size", 64, "--objects", 3, "--validation-scenes", 4,
-              "--coarse-share", 0.3, "--coarse-size", 80, "--coarse-objects", 4, "--batch-size", 2,
+              "--coarse-share", 0.3, "--coarse-size", 80, "--coarse-objects", 4, "--batch-size", 4,
               "--quiet"]  # fmt: skip
     matched = tmp_path / "matched.safetensors"
     run("matching", "--init", tmp_path / "plain.safetensors", "--out", matched, "--minutes", 0.02, *common,
@@ -208,5 +210,11 @@ def test_matching_as_a_command_then_the_denoiser(data, tmp_path, monkeypatch, ca
     assert set(json.loads(capsys.readouterr().out.splitlines()[-1])) == {"steps", "views", "minutes", "before", "after"}
     model = load_checkpoint(matched)
     assert model.config.correlation_hidden == 16 and model.provenance["matching"]["steps"] > 0
-    run("denoiser", "--init", matched, "--run", tmp_path / "run", "--steps", 2, "--matching", 0.5, *common)
-    assert load_checkpoint(tmp_path / "run" / "ema.safetensors").config == model.config
+    # as docs/training.md starts it on several processes
+    words = ["-m", "ocdit_ros.train.command", "--", "train", "denoiser", "--init", matched, "--run", tmp_path / "run",
+             "--steps", 2, "--matching", 0.5, *common]  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*launcher, *map(str, words)], check=True, timeout=600, capture_output=True)
+    trained = load_checkpoint(tmp_path / "run" / "ema.safetensors")
+    assert trained.config == model.config
+    assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 1  # one of them keeps the books

@@ -381,27 +381,20 @@ data = pathlib.Path({str(data)!r})
 trainer = Trainer(tiny(), source(data, tiny()), sys.argv[1], TrainerSettings(steps=8, batch_size=4, warmup=2))
 losses = [float(trainer.accelerator.gather(torch.tensor([trainer.train_step()])).mean()) for _ in range(8)]
 if trainer.accelerator.is_main_process:
-    pathlib.Path(sys.argv[1], 'losses.json').write_text(json.dumps(losses))
+    count = trainer.accelerator.num_processes
+    pathlib.Path(sys.argv[1], 'losses.json').write_text(json.dumps([count, losses]))
+trainer.leave()
 """)
     curves = []
     for processes in (1, 2):
         folder = tmp_path / f"{processes}"
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                f"--nproc-per-node={processes}",
-                str(script),
-                str(folder),
-            ],
-            check=True,
-            timeout=600,
-            capture_output=True,
-        )
-        curves.append(json.loads((folder / "losses.json").read_text()))
-    assert np.allclose(curves[0], curves[1], rtol=0.05)
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        ended = subprocess.run([*launcher, str(script), str(folder)], timeout=600, capture_output=True, text=True)
+        assert not ended.returncode, ended.stderr[-3000:]
+        count, losses = json.loads((folder / "losses.json").read_text())
+        assert count == processes  # else each trains alone, and the curves agree for nothing
+        curves.append(losses)
+    assert np.allclose(curves[0], curves[1], rtol=0.05, atol=0.005)  # some losses are near zero
     assert curves[0][-1] < curves[0][0]
 
 

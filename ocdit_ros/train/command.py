@@ -64,6 +64,10 @@ def add_parser(subparsers: Any) -> None:
         help="share of either kind of steps that ask for one object only, absent from half of the views",
     )
     denoiser.add_argument(
+        "--backbone-rate", type=float, default=0.3,
+        help="learning rate of the backbone of images relative to the others'; 0 freezes it",
+    )  # fmt: skip
+    denoiser.add_argument(
         "--matching", type=float, default=0.0, help="weight of a second loss, on the template correlation (e.g. 0.1)"
     )
     denoiser.add_argument("--validate-every", type=float, default=15, help="minutes")
@@ -275,6 +279,7 @@ def _denoiser(args: argparse.Namespace) -> int:
             learning_rate=args.learning_rate,
             decay=args.decay,
             matching=args.matching,
+            backbone_rate=args.backbone_rate,
             validate_every=args.validate_every * 60,
             mixed_precision=args.mixed_precision,
             seed=args.seed,
@@ -284,6 +289,7 @@ def _denoiser(args: argparse.Namespace) -> int:
         held_out.objects,
     )
     trainer.run(args.quiet)
+    trainer.leave()
     return 0
 
 

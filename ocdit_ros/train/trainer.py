@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class TrainerSettings:
     time_budget: float | None = None
     batch_size: int = 4  # views per step over all processes, times SampleSettings.batch_share
     learning_rate: float = 1e-3
-    backbone_rate: float = 0.3  # learning rate of the backbone of images, relative to that of all else
+    backbone_rate: float = 0.3  # learning rate of the backbone of images, relative to that of all else; 0 freezes it
     warmup: int = 200  # steps
     decay: float = 0.3  # last share of the run over which the rate falls to 0
     betas: tuple[float, float] = (0.9, 0.98)
@@ -113,13 +114,18 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.validation, self.probe = validation or [], probe or []
         self.held_out_objects = held_out_objects
-        self.accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+        # told apart by accelerate only when it is said: without, every process of a torchrun on CPUs would train alone
+        no_gpu = not torch.accelerator.is_available()
+        self.accelerator = Accelerator(cpu=no_gpu, mixed_precision=settings.mixed_precision)
         for size in {self.batch_size(kind) for kind in source.kinds}:
             if size % self.accelerator.num_processes:
                 raise ValueError(f"batch size {size} is not a multiple of {self.accelerator.num_processes} processes")
         model.requires_grad_(True)
         model.vae.requires_grad_(False)
         model.backbone.requires_grad_(False)
+        if model.image_backbone is not None and not settings.backbone_rate:
+            model.image_backbone.requires_grad_(False)
+            model.image_backbone.trainable = False  # half of a step's time
         self.model = model.train()
         model.vae.eval()
         self.ema = copy.deepcopy(model).eval().requires_grad_(False).to(self.accelerator.device)
@@ -246,6 +252,18 @@ class Trainer:
         bar.close()
         return self.ema
 
+    def leave(self) -> None:
+        """End this process of several, all together; a process that is alone goes on.
+
+        Past the interpreter's own end: gloo's threads abort a process now and then while that is taken down
+        (https://github.com/pytorch/pytorch/pull/179291), and all there is to keep is on disk.
+        """
+        if self.accelerator.num_processes > 1:
+            self.accelerator.wait_for_everyone()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
     def report(self, writer: Any, loss: float) -> None:
         """Measure the averaged model on the validation batches and log it."""
         if not self.validation:
@@ -315,7 +333,9 @@ class Trainer:
 
     def restore(self) -> None:
         """Load the state; raises ValueError when it belongs to another configuration."""
-        state = torch.load(self.state_file, map_location=self.accelerator.device, weights_only=True)
+        device = self.accelerator.device
+        where = "cpu" if device.type == "cpu" else device  # torch.load does not know a "cpu:0"
+        state = torch.load(self.state_file, map_location=where, weights_only=True)
         if state["config"] != self.model.config.to_json():
             raise ValueError(f"'{self.state_file}' was made with another model configuration; use another folder")
         kept, own = state.get("matching"), self.matching_state()
