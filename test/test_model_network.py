@@ -81,7 +81,7 @@ def test_initialisation_leaves_adaln_output_uncertainty_and_size_at_zero(preset)
     zeros = {
         name
         for name, p in model.named_parameters()
-        if not name.startswith(("backbone.", "vae.")) and p.dim() > 1 and not p.any()
+        if not name.startswith(("backbone.", "image_backbone.", "vae.")) and p.dim() > 1 and not p.any()
     }
     expected = {f"blocks.{i}.modulation.linear.weight" for i in range(model.config.depth)}
     assert zeros == expected | {
@@ -89,7 +89,7 @@ def test_initialisation_leaves_adaln_output_uncertainty_and_size_at_zero(preset)
         "final.2.weight",
         "uncertainty.1.weight",
         "size_encoding.mlp.2.weight",
-    }
+    } | ({"correlation.adapter.2.weight"} if model.config.correlation_hidden else set())
 
 
 def test_training_leaves_the_identity():

@@ -174,6 +174,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": {
         "correlation_width": 64,
         "correlation_strides": (16, 8),
+        "correlation_hidden": 256,
+        "image_backbone": True,
         "noise_mean": 2.0,
         "noise_std": 1.6,
     },
@@ -185,6 +187,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "heads": 8,
         "correlation_width": 64,
         "correlation_strides": (16, 8),
+        "correlation_hidden": 256,
+        "image_backbone": True,
         "noise_mean": 2.0,
         "noise_std": 1.6,
     },

@@ -10,6 +10,7 @@ Reading order follows the paper: features of templates -> `condition` (once per 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable
 from typing import Any, cast
@@ -101,10 +102,9 @@ class OCDiT(nn.Module):
         self.provenance: dict[str, Any] = {}  # how the weights came about; checkpoints carry it
         width = config.width
         self.backbone = Backbone(config.backbone, config.feature_strides)
-        self.image_backbone = Backbone(config.backbone, config.feature_strides) if config.image_backbone else None
+        self.image_backbone = copy.deepcopy(self.backbone) if config.image_backbone else None
         if self.image_backbone is not None:
             self.image_backbone.trainable = True
-            self.start_image_backbone()
         self.vae = MaskVAE(config.latent_channels, config.vae_channels, config.vae_blocks, config.sigma_data)
         backbones = [self.backbone] if self.image_backbone is None else [self.backbone, self.image_backbone]
         for convolutional in (*backbones, self.vae):  # a third faster on CPUs, and what tensor cores want
