@@ -65,6 +65,8 @@ def launch_setup(context):
     respawn = value("use_respawn").lower() in ("true", "1")
     autostart = value("autostart").lower() in ("true", "1")
     parameters["autostart"] = autostart and respawn
+    # At SIGTERM, which service managers send, launch ends at once and leaves its processes behind.
+    parameters["end_with_parent"] = True
 
     topic = value("image")
     node = LifecycleNode(

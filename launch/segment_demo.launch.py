@@ -12,10 +12,17 @@ Its own arguments come first; the others are those of segment.launch.py.
 import os
 
 from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, ExecuteProcess, IncludeLaunchDescription, OpaqueFunction
+from launch.actions import (
+    DeclareLaunchArgument,
+    ExecuteProcess,
+    IncludeLaunchDescription,
+    OpaqueFunction,
+    RegisterEventHandler,
+)
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+from launch_ros.event_handlers import OnStateTransition
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchDescription
@@ -59,6 +66,8 @@ def launch_setup(context):
     images, bag, image = value("images"), value("bag"), value("image")
     if bool(images) == bool(bag):
         raise RuntimeError("segment_demo.launch.py: give either images:=<folder> or bag:=<rosbag2>")
+    if bag and not os.path.exists(bag):  # the player would say so when the node is configured
+        raise RuntimeError(f"segment_demo.launch.py: there is no bag '{bag}'")
     loop, sim_time = (value(name).lower() in ("true", "1") for name in ("loop", "use_sim_time"))
     if images:
         camera = Node(
@@ -70,6 +79,7 @@ def launch_setup(context):
                     "folder": ParameterValue(images, value_type=str),
                     "rate": ParameterValue(value("rate"), value_type=float),
                     "loop": loop,
+                    "end_with_parent": True,
                 }
             ],
             remappings=[("image", image)],
@@ -79,11 +89,19 @@ def launch_setup(context):
         command = ["ros2", "bag", "play", bag, "--rate", value("rate")]
         command += ["--loop"] if loop else []
         command += ["--clock"] if sim_time else []
-        camera = ExecuteProcess(cmd=command, output="both")
+        # Once the node listens: configuring takes seconds to minutes, and what is played meanwhile is lost.
+        camera = RegisterEventHandler(
+            OnStateTransition(
+                start_state="activating",
+                goal_state="active",
+                entities=[ExecuteProcess(cmd=command, output="both")],
+                handle_once=True,  # not again when somebody deactivates and activates
+            )
+        )
     segment = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(
             os.path.join(get_package_share_directory("ocdit_ros"), "launch", "segment.launch.py")
         ),
         launch_arguments=[("image", image), *((name, value(name)) for name, _, _ in HANDED_ON)],
     )
-    return [segment, camera]
+    return [camera, segment]

@@ -6,9 +6,7 @@
 import importlib.util
 import re
 import signal
-import subprocess
 import sys
-import time
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +16,19 @@ import pytest
 import trimesh
 import yaml
 from lifecycle_msgs.msg import Transition
-from node_harness import environment
+from node_harness import Program, wait_until
+from rclpy.qos import (
+    DurabilityPolicy,
+    HistoryPolicy,
+    QoSCompatibility,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_check_compatible,
+)
+from sensor_msgs.msg import Image
 
 from ocdit_ros.node import parameters
+from ocdit_ros.node.lifecycle_node import RESULT_QOS
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "launch" / "segment.launch.py"
@@ -204,13 +212,14 @@ def test_every_parameter_that_it_sets_is_one_of_the_node_in_its_type(launched):
         assert row is None or row.check(value) == value
     assert one.parameters == {
         "models_dir": "2024", "weights": "/w.safetensors", "device": "cuda:1", "use_sim_time": True, "autostart": False,
+        "end_with_parent": True,
     }  # fmt: skip
 
 
 def test_what_is_not_given_is_left_to_the_parameter_file(launched):
     one = launched(params_file="/my.yaml")
     assert one.node.parameters[0] == "/my.yaml"
-    assert one.parameters == {"use_sim_time": False, "autostart": False}
+    assert one.parameters == {"use_sim_time": False, "autostart": False, "end_with_parent": True}
 
 
 def test_images_are_remapped_raw_and_compressed(launched):
@@ -271,22 +280,70 @@ def rviz_displays():
     return content["Visualization Manager"]["Displays"]
 
 
-def test_the_rviz_file_names_topics_types_and_qos_of_the_node():
-    from sensor_msgs.msg import Image
+#: What rviz2 14.1 (Jazzy) knows of what the file uses: classes of its plugin descriptions, properties of its Image
+#: display, choices of its QoS properties. A name that is none of these, rviz2 leaves out or takes the default for.
+RVIZ_CLASSES = {
+    "Panels": {"rviz_common/Displays", "rviz_common/Time"},
+    "Displays": {"rviz_default_plugins/Image"},
+    "Tools": {"rviz_default_plugins/MoveCamera"},
+    "Views": {"rviz_default_plugins/Orbit"},
+    "Transformation": {"rviz_default_plugins/TF"},
+}
+RVIZ_IMAGE = {
+    "Class", "Name", "Enabled", "Value", "Topic", "Normalize Range", "Min Value", "Max Value", "Median window",
+}  # fmt: skip
+RVIZ_QOS = {
+    "Reliability Policy": {
+        "Best Effort": ReliabilityPolicy.BEST_EFFORT,
+        "Reliable": ReliabilityPolicy.RELIABLE,
+    },
+    "Durability Policy": {
+        "Volatile": DurabilityPolicy.VOLATILE,
+        "Transient Local": DurabilityPolicy.TRANSIENT_LOCAL,
+    },
+    "History Policy": {"Keep Last": HistoryPolicy.KEEP_LAST, "Keep All": HistoryPolicy.KEEP_ALL},
+}
 
+
+def test_the_rviz_file_uses_classes_and_properties_that_rviz2_has():
+    content = yaml.safe_load((ROOT / "config" / "segment.rviz").read_text())
+    manager = content["Visualization Manager"]
+    used = {
+        "Panels": content["Panels"],
+        "Displays": manager["Displays"],
+        "Tools": manager["Tools"],
+        "Views": [manager["Views"]["Current"]],
+        "Transformation": [manager["Transformation"]["Current"]],
+    }
+    for group, items in used.items():
+        assert {item["Class"] for item in items} <= RVIZ_CLASSES[group], group
+    names = [display["Name"] for display in manager["Displays"]]
+    assert len(set(names)) == len(names)
+    for display in manager["Displays"]:
+        assert set(display) == RVIZ_IMAGE
+        assert display["Enabled"] is display["Value"]  # rviz2 writes and reads it in both places
+        assert set(display["Topic"]) == {"Value", "Depth", *RVIZ_QOS}
+    expanded = content["Panels"][0]["Property Tree Widget"]["Expanded"]
+    assert {path.split("/")[1].rstrip("1") for path in expanded} == set(names)
+
+
+def test_the_rviz_file_names_topics_types_and_qos_of_the_node():
     source = (ROOT / "ocdit_ros" / "node" / "lifecycle_node.py").read_text()
     published = {topic: kind for kind, topic in re.findall(r'self\._publisher\((\w+), prefix \+ "(\w+)"\)', source)}
     for display in rviz_displays():
-        assert display["Class"] == "rviz_default_plugins/Image"
         topic = display["Topic"]
         assert topic["Value"].startswith("/segment_node/")
         assert published[topic["Value"].rpartition("/")[2]] == Image.__name__
-        assert (topic["Reliability Policy"], topic["Durability Policy"]) == ("Reliable", "Volatile")
+        given = {
+            name.split()[0].lower(): choices[topic[name]] for name, choices in RVIZ_QOS.items()
+        }  # fmt: skip
+        compatible, why = qos_check_compatible(RESULT_QOS, QoSProfile(depth=topic["Depth"], **given))
+        assert compatible != QoSCompatibility.ERROR, why  # it warns of the liveliness, which both leave to DDS
 
 
 def test_the_demo_hands_arguments_on_as_segment_launch_takes_them(demo, launched):
     one = demo(images="/photos", models_dir="/models", namespace="arm", device="cpu", rviz="false")
-    include, _ = one.actions
+    _, include = one.actions
     assert include.kind == "IncludeLaunchDescription"
     assert Path(include.launch_description_source.launch_file_path) == FILE
     handed = dict(include.launch_arguments)
@@ -298,12 +355,12 @@ def test_the_demo_hands_arguments_on_as_segment_launch_takes_them(demo, launched
     for name in set(handed) - {"image", "rviz"}:
         assert one.arguments[name].description.startswith(launched().arguments[name].description.rstrip("."))
         assert one.arguments[name].default_value == launched().arguments[name].default_value
-    assert dict(demo(images="/photos").actions[0].launch_arguments)["rviz"] == "true"
+    assert dict(demo(images="/photos").actions[1].launch_arguments)["rviz"] == "true"
 
 
 def test_the_demo_replays_a_folder_of_images_as_a_camera(demo):
     one = demo(images="2024", rate="2.5", loop="false", image="/front/color")
-    include, camera = one.actions
+    camera, include = one.actions
     assert (camera.kind, camera.package, camera.executable) == ("Node", "ocdit_ros", "image_folder_publisher")
     scripts = dict(re.findall(r'"(\w+) = ([\w.]+):main"', (ROOT / "setup.py").read_text()))
     assert scripts[camera.executable] == "ocdit_ros.node.image_folder"
@@ -311,19 +368,33 @@ def test_the_demo_replays_a_folder_of_images_as_a_camera(demo):
         name: value.value_type(one.text(value.value)) if isinstance(value, Recorded) else value
         for name, value in camera.parameters[0].items()
     }
-    assert given == {"folder": "2024", "rate": 2.5, "loop": False}
+    assert given == {"folder": "2024", "rate": 2.5, "loop": False, "end_with_parent": True}
     source = (ROOT / "ocdit_ros" / "node" / "image_folder.py").read_text()
     assert set(given) <= set(re.findall(r'declare_parameter\("(\w+)"', source))
     # What the one sends is what the other listens to.
     assert dict(camera.remappings)["image"] == "/front/color" == dict(include.launch_arguments)["image"]
 
 
+#: Options of `ros2 bag play` that could be of use here, as rosbag2 0.26 (Jazzy) has them in ros2bag/verb/play.py.
+BAG_PLAY_OPTIONS = {
+    "--rate", "--loop", "--clock", "--delay", "--topics", "--remap", "--start-offset", "--start-paused", "--storage",
+    "--read-ahead-queue-size", "--qos-profile-overrides-path", "--disable-keyboard-controls", "--playback-duration",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("loop, sim_time", [("true", "false"), ("false", "true")])
-def test_the_demo_replays_a_bag(demo, loop, sim_time):
-    include, player = demo(bag="/data/drive", loop=loop, use_sim_time=sim_time, image="/cam/image").actions
-    wanted = ["ros2", "bag", "play", "/data/drive", "--rate", "1.0"]
+def test_the_demo_replays_a_bag(demo, tmp_path, loop, sim_time):
+    one = demo(bag=str(tmp_path), loop=loop, use_sim_time=sim_time, image="/cam/image")
+    register, include = one.actions
+    assert (register.kind, register.event_handler.kind) == ("RegisterEventHandler", "OnStateTransition")
+    # What is played before the node listens is lost.
+    start = register.event_handler
+    assert (start.start_state, start.goal_state, start.handle_once) == ("activating", "active", True)
+    (player,) = start.entities
+    wanted = ["ros2", "bag", "play", str(tmp_path), "--rate", "1.0"]
     wanted += ["--loop"] if loop == "true" else ["--clock"]
     assert (player.kind, player.cmd) == ("ExecuteProcess", wanted)
+    assert {word for word in player.cmd if word.startswith("-")} <= BAG_PLAY_OPTIONS
     handed = dict(include.launch_arguments)
     assert (handed["image"], handed["use_sim_time"]) == ("/cam/image", sim_time)
 
@@ -332,6 +403,11 @@ def test_the_demo_replays_a_bag(demo, loop, sim_time):
 def test_the_demo_wants_one_recording(demo, given):
     with pytest.raises(RuntimeError, match="either images:=<folder> or bag:=<rosbag2>"):
         demo(**given)
+
+
+def test_a_bag_that_is_not_there_is_named_before_anything_starts(demo):
+    with pytest.raises(RuntimeError, match="there is no bag '/nowhere/drive'"):
+        demo(bag="/nowhere/drive")
 
 
 def test_the_arguments_of_the_demo_are_explained(demo):
@@ -343,9 +419,32 @@ def test_the_arguments_of_the_demo_are_explained(demo):
         assert re.search(rf"^\| `{name}` \| `{default}` \|", page, re.M), name
 
 
+#: Runs a launch file as `ros2 launch` does, in a process of its own.
+LAUNCH = """
+import sys, launch
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+service = launch.LaunchService()
+given = [argument.split(":=", 1) for argument in sys.argv[2:]]
+source = PythonLaunchDescriptionSource(sys.argv[1])
+include = IncludeLaunchDescription(source, launch_arguments=given)
+service.include_launch_description(launch.LaunchDescription([include]))
+sys.exit(service.run())
+"""
+
+
+def is_alive(process: int) -> bool:
+    """Whether it still runs; one that waits for its parent's attention does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.integration
 @pytest.mark.skipif(not REAL, reason="launch_ros is not installed here; the stand-ins above have checked the file")
-def test_the_real_launch_brings_the_node_up_and_ends_it(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_the_real_launch_brings_the_node_up_and_the_node_ends_with_it(tmp_path, number):
     """Needs the installed package too, since launch finds the executable through the ament index."""
     from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 
@@ -354,32 +453,17 @@ def test_the_real_launch_brings_the_node_up_and_ends_it(tmp_path):
     except PackageNotFoundError:
         pytest.skip("ocdit_ros is not installed; source its install space")
     trimesh.creation.box((100, 100, 100)).export(tmp_path / "obj_000001.ply")
-    program = [
-        sys.executable, "-c",
-        "import sys, launch\n"
-        "from launch.actions import IncludeLaunchDescription\n"
-        "from launch.launch_description_sources import PythonLaunchDescriptionSource\n"
-        "service = launch.LaunchService()\n"
-        "given = [argument.split(':=', 1) for argument in sys.argv[2:]]\n"
-        "source = PythonLaunchDescriptionSource(sys.argv[1])\n"
-        "include = IncludeLaunchDescription(source, launch_arguments=given)\n"
-        "service.include_launch_description(launch.LaunchDescription([include]))\n"
-        "sys.exit(service.run())",
-        str(FILE), f"models_dir:={tmp_path}", "namespace:=arm", "image:=/front/color",
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        program, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    said, deadline = [], time.monotonic() + 200
+    given = [f"models_dir:={tmp_path}", "namespace:=arm", "image:=/front/color"]
+    program = Program([sys.executable, "-c", LAUNCH, str(FILE), *given])
     try:
-        for line in process.stdout:
-            said.append(line)
-            if "waiting for images on /front/color" in line or time.monotonic() > deadline:
-                break
-        assert "waiting for images on /front/color" in said[-1], "".join(said)
-        process.send_signal(signal.SIGINT)
-        process.wait(30)
+        program.wait_for("waiting for images on /front/color", 200)
+        node = int(re.search(r"process started with pid \[(\d+)\]", program.text)[1])
+        assert is_alive(node)
+        program.send(number)
+        wait_until(lambda: not is_alive(node), 30, "the end of the node")
+        status = program.process.wait(30)
     finally:
-        process.kill()
-        process.wait(10)
-    assert process.returncode == 0
+        program.end()
+    if number == signal.SIGINT:  # at the others launch ends at once, and does not look after its processes
+        assert status == 0
+        assert "process has finished cleanly" in program.text

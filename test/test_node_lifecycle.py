@@ -9,7 +9,9 @@ The segmenter is the one of node_fakes.py: the first object is whatever is red, 
 import itertools
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -350,14 +352,17 @@ def test_of_a_burst_the_newest_frame_wins(node, number):
     assert [one.header for one in received] == [header(number), header(number + 5)]
 
 
-def _diagnostics(node):
+def _status(node):
     received = node.diagnostics()
-    mine = wait_until(
+    return wait_until(
         lambda: [s for m in received for s in m.status if s.name.startswith(node.name.lstrip("/"))],
         10,
         "diagnostics",
-    )
-    return {value.key: value.value for value in mine[-1].values}
+    )[-1]
+
+
+def _diagnostics(node):
+    return {value.key: value.value for value in _status(node).values}
 
 
 def test_diagnostics_come_every_second_with_what_is_asked_of_them(node, number):
@@ -648,8 +653,10 @@ def test_a_signal_ends_the_process_cleanly(start, meshes, number, moment, signal
     if moment == "segmenting":
         slow = ALL.copy()
         slow[0, 0] = 9, 9, 200
+        one.detections()
+        assert one.set("watch_latency", 0.1) == ""
         one.matched().publish(image(slow, header(number)))
-        time.sleep(0.5)
+        wait_until(lambda: "the frame in hand has taken" in _status(one).message, 20, "the frame to be in hand")
     if moment == "waiting":
         from std_srvs.srv import Trigger
 
@@ -658,6 +665,39 @@ def test_a_signal_ends_the_process_cleanly(start, meshes, number, moment, signal
     one.program.send(signal_number)
     assert one.program.wait(15) == 0, one.program.text
     assert "Traceback" not in one.program.text
+
+
+#: Starts what it is told to, says its number, and does nothing more.
+STARTER = """
+import subprocess, sys, time
+print("CHILD", subprocess.Popen(sys.argv[1:]).pid, flush=True)
+time.sleep(999)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+@pytest.mark.parametrize("end_with_parent", [True, False])
+def test_a_node_ends_with_the_process_that_started_it_where_it_is_told_to(start, meshes, end_with_parent):
+    given = {"models_dir": str(meshes), "autostart": True, "end_with_parent": end_with_parent}
+    one = start(given, command=[sys.executable, "-c", STARTER, *FAKE_NODE])
+    alive = Path(f"/proc/{int(one.program.wait_for('CHILD').split()[1])}/cwd")  # not there when it has ended
+    one.program.wait_for("active, waiting for images")
+    one.program.send(signal.SIGKILL)
+    one.program.process.wait(10)
+    if end_with_parent:
+        wait_until(lambda: not alive.exists(), 30, "the end of the node")
+        assert "Traceback" not in one.program.text
+    else:
+        time.sleep(3.0)
+        assert alive.exists()
+        assert one.state == "active"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+def test_a_process_whose_parent_has_ended_before_it_could_ask_ends_at_once():
+    program = "import os, time; from ocdit_ros.node.process import end_with; end_with(os.getppid() + 1); time.sleep(60)"
+    done = subprocess.run([sys.executable, "-c", program], env=environment(), timeout=50, check=False)
+    assert done.returncode == -signal.SIGTERM
 
 
 def test_a_second_node_of_the_same_name_space_is_another_matter(start, meshes):

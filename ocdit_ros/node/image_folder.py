@@ -9,6 +9,7 @@ ros2 run ocdit_ros image_folder_publisher --ros-args -p folder:=photos -p rate:=
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from std_msgs.msg import Header
 
 from ocdit_ros.node.images import ImageError, decode
 from ocdit_ros.node.messages import image_message
+from ocdit_ros.node.process import end_with
 from ocdit_ros.templates import IMAGE_FORMATS, MeshError, resolve
 from ocdit_ros.templates.source import read_file
 
@@ -58,7 +60,8 @@ def read_rgb(file: Path) -> np.ndarray | None:
 class ImageFolder(Node):
     """Publishes one image after the other on `image`, and waits while nobody listens.
 
-    Parameters: `folder`; `rate` [Hz]; `loop`: begin again after the last one, else end; `frame_id`.
+    Parameters: `folder`; `rate` [Hz]; `loop`: begin again after the last one, else end; `frame_id`;
+    `end_with_parent`: end when the process that started this one has ended.
     """
 
     def __init__(self) -> None:
@@ -73,6 +76,7 @@ class ImageFolder(Node):
         if not 0.0 < rate <= 1000.0:
             raise FolderError(f"parameter 'rate' is {rate:g}, but must be above 0, up to 1000 Hz")
         self.files = find_images(folder)
+        self.end_with_parent = bool(self.declare_parameter("end_with_parent", False).value)
         self.done = False
         self._next = 0
         qos = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, history=HistoryPolicy.KEEP_LAST, depth=1)
@@ -103,10 +107,13 @@ class ImageFolder(Node):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run until the last image is sent, SIGINT or SIGTERM."""
+    parent = os.getppid()
     rclpy.init(args=arguments)
     node = None
     try:
         node = ImageFolder()
+        if node.end_with_parent:
+            end_with(parent)
         while not node.done:
             rclpy.spin_once(node)
     except FolderError as error:

@@ -154,6 +154,11 @@ PARAMETERS: tuple[Parameter, ...] = (
         "autostart", Type.BOOL, False, Takes.START,
         "Configure and activate at start, without a lifecycle manager.",
     ),
+    Parameter(
+        "end_with_parent", Type.BOOL, False, Takes.START,
+        "End, as at SIGTERM, when the process that started the node has ended, however it did. For launch, which "
+        "leaves its nodes running when it gets SIGTERM or is killed; segment.launch.py sets it. Linux only.",
+    ),
     # What to look for
     Parameter(
         "models_dir", Type.STRING, "", Takes.RELOAD,

@@ -27,7 +27,7 @@ THREADS = 6
 
 def main(arguments: Sequence[str] | None = None, make_segmenter: Factory | None = None) -> None:
     """Run the node; SIGINT and SIGTERM end it cleanly within a few seconds, with exit status 0."""
-    stop = threading.Event()
+    stop, parent = threading.Event(), os.getppid()
     numbers = (signal.SIGINT, signal.SIGTERM)
     for number in numbers:  # until there is something to clean up; the imports alone take seconds
         signal.signal(number, lambda *_: os._exit(0))
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None, make_segmenter: Factory | None 
 
     from ocdit_ros.node.backend import from_parameters
     from ocdit_ros.node.lifecycle_node import PATIENCE, SegmentNode
+    from ocdit_ros.node.process import end_with
 
     # rclpy's own handlers would end the context under the feet of the callbacks, before anything is freed.
     try:
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None, make_segmenter: Factory | None 
     except ParameterException as error:  # a parameter of rclpy itself, use_sim_time, of a wrong type
         rclpy.try_shutdown()
         sys.exit(f"segment_node: {' '.join(str(error).split())}")
+    if node.get_parameter("end_with_parent").value:
+        end_with(parent)
     gc.freeze()  # what the imports made stays for good: no collection has to look at it again
     executor = MultiThreadedExecutor(num_threads=THREADS)
     executor.add_node(node)
