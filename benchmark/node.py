@@ -6,6 +6,7 @@
     python benchmark/node.py [--frames N] [--brief] [--json FILE]      overhead, with a null model
     python benchmark/node.py --parts                                   processor time of every step
     python benchmark/node.py --services [--network]                    answers of services and parameters under load
+    python benchmark/node.py --camera [--seconds S]                    a camera of 30 Hz before a slow model
 
 Overhead: the real node in a process of its own around a model that takes no time and always gives the same ten
 instances; camera and listener are in this process, over DDS. Frames are sent one after the other. Printed are medians,
@@ -19,6 +20,10 @@ threads. Listening is one of: detections alone; label image and mask too; overla
 Services: how long calls take, while idle, during a frame that takes seconds, and during a configure that takes half a
 minute. The model only waits (`sleeping`) or runs Python code that never gives way by itself (`spinning`); with
 --network it is the network with the shipped weights, on this machine's CPU, and the objects of sample/.
+
+Camera: 640 x 480 at 30 Hz, and a model that waits for so many seconds a frame. `wait`: how long a frame that was taken
+up had been in the mailbox; `age`: from publish() in the camera to the arrival of its result here. Frames are counted by
+the node's diagnostics. Memory is what the node's process holds, after a fifth of the time and at the end.
 """
 
 from __future__ import annotations
@@ -98,6 +103,7 @@ class NullSegmenter:
 
     settings: SegmenterSettings
     mode: str
+    seconds: float = 10.0  # that a frame takes, unless mode is null
     objects: list[str] = field(default_factory=list)
     known: dict[tuple[int, int], list[Instance]] = field(default_factory=dict)
 
@@ -111,7 +117,7 @@ class NullSegmenter:
 
     def segment_many(self, images: list[np.ndarray]) -> list[list[Instance]]:
         """The same for every image."""
-        work(self.mode, 10.0)
+        work(self.mode, self.seconds)
         shapes = [rgb.shape[:2] for rgb in images]
         for shape in shapes:
             if shape not in self.known:
@@ -137,17 +143,17 @@ def work(mode: str, seconds: float) -> None:
 
 
 def serve(arguments: list[str]) -> None:
-    """Run the node around the null model; the parameter `weights` says how long things take: <what>:<mode>."""
+    """Run the node around the null model; the parameter `weights` says what takes long: <what>:<mode>[:<seconds>]."""
     from ocdit_ros.node import segment_node
     from ocdit_ros.node.backend import SETTINGS
     from ocdit_ros.node.lifecycle_node import Camera
 
     def make(values: dict[str, Any]) -> tuple[NullSegmenter, str]:
-        what, _, mode = values["weights"].partition(":")
+        what, mode, seconds = (*values["weights"].split(":"), "", "")[:3]
         if what == "configure":
             work(mode, 30.0)
         settings = SegmenterSettings(**{name: values[name] for name in SETTINGS})
-        made = NullSegmenter(settings, mode if what == "frame" else "null")
+        made = NullSegmenter(settings, mode if what == "frame" else "null", float(seconds or 10.0))
         return made, "a model that takes no time"
 
     spent: list[tuple[float, float]] = []
@@ -264,6 +270,11 @@ class Robot:
         """Of the node's process until now."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory(self) -> float:
+        """MiB of the node's process, resident."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     def stop(self) -> None:
         """End the node."""
@@ -479,6 +490,47 @@ def measure_services(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+# A camera that is faster than the model -------------------------------------------------------------------------------
+
+
+def measure_camera(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Print how old results are, and what becomes of the other frames."""
+    columns = ("model s", "sent", "received", "processed", "dropped", "wait ms", "wait max", "age", "age max", "MiB")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    rows = []
+    for seconds in (0.1, 0.5, 2.0):
+        with robot({"weights": f"frame:sleeping:{seconds}", "autostart": True}) as one:
+            one.wait(one.camera.get_subscription_count, 300, "the node's subscription")
+            time.sleep(1.0)  # the node learns of the listener
+            frame, sent, held = picture(640, 480, "rgb8", 0), {}, []
+            begin = time.perf_counter()
+            for n in range(round(30 * options.seconds)):
+                time.sleep(max(0.0, begin + n / 30 - time.perf_counter()))
+                frame.header.stamp.sec, frame.header.stamp.nanosec = 1, n + 1
+                sent[n + 1] = time.perf_counter()
+                one.camera.publish(frame)
+                if n == round(6 * options.seconds):
+                    held.append(one.memory())
+            held.append(one.memory())
+            waited = {key: float(one.diagnostics[f"latency wait {key} [ms]"]) for key in ("median", "max")}
+            one.wait(lambda sent=sent: len(sent) in one.arrived, 60, "the result of the last frame")
+            done = str(len(one.arrived))
+            one.wait(lambda done=done: one.diagnostics.get("frames processed") == done, 30, "diagnostics of all frames")
+            told = one.diagnostics
+            # The last one waited for the frame in hand with none to replace it.
+            age = [1e3 * (arrived - sent[n]) for n, arrived in one.arrived.items() if n != len(sent)]
+            row = {
+                "model s": seconds, "sent": len(sent), "received": int(told["frames received"]), "processed": int(done),
+                "dropped": int(told["frames dropped (newer one arrived)"]), "wait ms": waited["median"],
+                "wait max": waited["max"], "age": statistics.median(age), "age max": max(age),
+                "MiB": f"{held[0]:.0f}, {held[1]:.0f}",
+            }  # fmt: skip
+        rows.append(row)
+        cells = (f"{row[key]:.1f}" if isinstance(row[key], float) else str(row[key]) for key in columns)
+        print(f"| {' | '.join(cells)} |", flush=True)
+    return rows
+
+
 def main() -> None:
     """Measure and print."""
     if sys.argv[1:2] == ["--serve"]:
@@ -489,12 +541,15 @@ def main() -> None:
     parser.add_argument("--brief", action="store_true", help="overhead: fewer sizes and encodings")
     parser.add_argument("--parts", action="store_true", help="processor time of every step, in this process")
     parser.add_argument("--services", action="store_true", help="answers of services and parameters under load")
+    parser.add_argument("--camera", action="store_true", help="a camera of 30 Hz before a slow model")
+    parser.add_argument("--seconds", type=float, default=30.0, help="with --camera: for so long (default: 30)")
     parser.add_argument("--network", action="store_true", help="with --services: the network with the shipped weights")
     parser.add_argument("--json", help="write the numbers here too")
     options = parser.parse_args()
     load = os.getloadavg()[0]
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f}, Python {platform.python_version()}\n")
     measure = measure_services if options.services else measure_parts if options.parts else measure_overhead
+    measure = measure_camera if options.camera else measure
     rows = measure(options)
     if options.json:
         Path(options.json).write_text(json.dumps({"load": load, "rows": rows}, indent=1) + "\n")

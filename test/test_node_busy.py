@@ -270,7 +270,7 @@ def test_frames_that_waited_for_the_last_ones_are_one_batch(start, meshes):
 def test_one_bad_camera_costs_the_other_nothing_and_the_log_little(start, meshes):
     one = start({"models_dir": str(meshes), "cameras": ["bad", "good"], "autostart": True, "batch_wait": 0.0})
     one.program.wait_for("active, waiting for images on")
-    received = one.detections("good/detections")
+    received, _ = one.detections("good/detections"), one.detections("bad/detections")
     bad, good = one.matched("bad/image"), one.matched("good/image")
     begin = time.monotonic()
     for n in range(30):

@@ -182,6 +182,25 @@ def test_what_a_camera_showed_is_forgotten_with_the_objects_and_with_the_active_
     assert frames(active) == 0
 
 
+def test_after_frames_that_nobody_listened_to_the_next_one_is_segmented_in_full(active):
+    process(active)
+    assert process(active)["last frame"] == "continued the one before"
+    (camera,) = active._cameras
+    active._on_image(camera, image(RED, header(1)))  # there is nobody in this process who listens
+    assert active.statistics.values()["frames left out (nobody listens)"] == "1"
+    assert process(active)["last frame"] == "segmented in full"
+    assert process(active)["last frame"] == "continued the one before"
+
+
+def test_a_camera_that_was_just_released_is_not_heard(node):
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    (camera,) = node._cameras
+    publishers = list(camera._publishers)
+    node.release()
+    camera._publishers = publishers  # a callback that was under way has them still
+    assert not camera.is_heard()
+
+
 def test_a_failed_frame_is_forgotten(active, monkeypatch):
     process(active)
 

@@ -466,6 +466,46 @@ def test_two_cameras_share_one_node(start, meshes, number):
     assert one.program.text.count("a fake segmenter") == 1
 
 
+@pytest.mark.parametrize("topic, kind", [("detections", messages.Detection2DArray), ("mask", Image)])
+def test_frames_are_segmented_only_while_somebody_listens(start, meshes, number, topic, kind):
+    one = start({"models_dir": str(meshes), "autostart": True})
+    one.program.wait_for("active, waiting for images")
+    camera = one.matched()
+    unheard, processed = "frames left out (nobody listens)", "frames processed"
+
+    def count(key, at_least):
+        """Send until as many frames are counted; best effort may lose one."""
+
+        def counted():
+            camera.publish(image(ALL, header(number)))
+            time.sleep(0.1)
+            return int(_diagnostics(one)[key]) >= at_least
+
+        wait_until(counted, 30, f"{at_least} {key}")
+        return _diagnostics(one)
+
+    assert count(unheard, 3)[processed] == "0"
+    assert one.program.text.count("nobody listens to results of") == 1
+    received = one.listen(topic, kind)
+    before = int(count(processed, 3)[unheard])
+    assert received
+    assert int(_diagnostics(one)[unheard]) == before
+    # Who asks for a frame by service gets it, listener or not.
+    listening = [s for s in one.robot.node.subscriptions if s.topic_name == f"{one.name}/{topic}"]
+    one.robot.node.destroy_subscription(listening[0])
+    count(unheard, before + 2)
+    from std_srvs.srv import Trigger
+
+    answer = one.call_async(Trigger, "segment", Trigger.Request())
+    time.sleep(0.3)
+    camera.publish(image(ALL, header(number + 1)))
+    wait_until(answer.done, 20, "the answer")
+    assert answer.result().message.startswith("3 detections")
+    done = int(_diagnostics(one)[processed])
+    assert one.set("lazy", False) == ""
+    count(processed, done + 2)
+
+
 # Services
 
 

@@ -42,6 +42,7 @@ class Statistics:
         """Back to nothing, at configure."""
         with self._lock:
             self.received = self.processed = self.replaced = self.failed = self.batches = self.full = 0
+            self.unheard = 0
             self.last_full = True
             self._latencies: dict[str, deque[float]] = {}
             self._arrived: deque[float] = deque(maxlen=self._window)
@@ -77,6 +78,11 @@ class Statistics:
         """Frames were dropped: a newer one arrived before it was their turn, or the node was deactivated."""
         with self._lock:
             self.replaced += count
+
+    def frame_unheard(self) -> None:
+        """A frame was left out because nobody listens to results."""
+        with self._lock:
+            self.unheard += 1
 
     def batch_segmented(self) -> None:
         """The network was done with the frames that it saw together."""
@@ -172,6 +178,7 @@ class Statistics:
                 "frames received": str(self.received),
                 "frames processed": str(self.processed),
                 "frames dropped (newer one arrived)": str(self.replaced),
+                "frames left out (nobody listens)": str(self.unheard),
                 "frames failed": str(self.failed),
                 "batches segmented": str(self.batches),
                 "frames segmented in full": str(self.full),

@@ -25,6 +25,7 @@ from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import InvalidHandle
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.lifecycle.node import LifecycleNodeMixin
 from rclpy.node import Node
@@ -157,6 +158,8 @@ class Camera:
         self._subscription: Any = None
         self._publishers: list[Any] = []
         self._warned = -float("inf")  # monotonic time of the last warning, s
+        self.rested = False  # since the last frame that was segmented there was one that nobody wanted
+        self._rest_told = False
         prefix = f"~/{name}/" if name else "~/"
         self.detections = self._publisher(Detection2DArray, prefix + "detections")
         self.label_image = self._publisher(Image, prefix + "label_image")
@@ -170,6 +173,7 @@ class Camera:
 
     def subscribe(self, callback: Callable[[Camera, Any], None]) -> None:
         """Start to listen; frames of one camera come one after the other."""
+        self._rest_told = False
         self._subscription = self._node.create_subscription(
             self._type,
             self.topic,
@@ -183,6 +187,13 @@ class Camera:
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             self._node.destroy_subscription(subscription)
+
+    def is_heard(self) -> bool:
+        """Whether anybody listens to results of this camera."""
+        try:
+            return any(publisher.get_subscription_count() for publisher in tuple(self._publishers))
+        except InvalidHandle:  # destroyed meanwhile: the node is released
+            return False
 
     def publish(self, header: Header, rgb: np.ndarray, instances: Sequence[Any], selected: str) -> None:
         """Send the results of a frame; what nobody listens to is not computed, detections apart."""
@@ -202,6 +213,16 @@ class Camera:
             message, pixels = messages.blank_image(header, height, width, "rgb8")
             draw.overlay(rgb, instances, out=pixels)
             self.overlay.publish(message)
+
+    def rest(self) -> None:
+        """A frame is left out because nobody listens; told once while the node is active."""
+        self.rested = True
+        if not self._rest_told:
+            self._rest_told = True
+            self._node.get_logger().info(
+                f"nobody listens to results of '{self._node.resolve_topic_name(self.topic)}'; its frames are not "
+                "segmented while that is so (parameter lazy)"
+            )
 
     def warn(self, text: str) -> None:
         """A warning that names this camera's topic, at most one in WARNING_PERIOD: a bad camera sends on and on."""
@@ -465,10 +486,15 @@ class SegmentNode(LifecycleNode):
             return
         received = time.monotonic()
         self.statistics.frame_received(camera.name)
-        wanted = request is not None and request.accept(camera.name)
-        if wanted or self._values["mode"] == "stream":
-            replaced = worker.mailbox.put(camera.name, _Frame(camera, message, received))
-            self.statistics.frames_replaced(replaced is not None)
+        if request is None or not request.accept(camera.name):
+            if self._values["mode"] != "stream":
+                return
+            if self._values["lazy"] and not camera.is_heard():
+                self.statistics.frame_unheard()
+                camera.rest()
+                return
+        replaced = worker.mailbox.put(camera.name, _Frame(camera, message, received))
+        self.statistics.frames_replaced(replaced is not None)
 
     def _process(self, frames: list[_Frame]) -> None:
         """Segment frames together and publish; runs in the worker. One that is of no use is told and dropped."""
@@ -498,6 +524,10 @@ class SegmentNode(LifecycleNode):
         since = time.monotonic()
         try:
             apply_settings(segmenter, values)
+            for frame, _, _ in usable:
+                if frame.camera.rested:  # what it showed before may be long ago
+                    frame.camera.rested = False
+                    self._streams.pop(frame.camera.name, None)
             images, full = [rgb for _, rgb, _ in usable], [True] * len(usable)
             if values["warm_start"] and values["mode"] == "stream":
                 streams = next_streams(segmenter, self._streams, [f.camera.name for f, _, _ in usable], values)

@@ -228,6 +228,11 @@ PARAMETERS: tuple[Parameter, ...] = (
         choices=("stream", "trigger"),
     ),
     Parameter(
+        "lazy", Type.BOOL, True, Takes.NOW,
+        "In stream mode the frames of a camera are segmented only while somebody listens to detections, label image, "
+        "mask or overlay of it. false: always.",
+    ),
+    Parameter(
         "warm_start", Type.BOOL, True, Takes.NOW,
         "In stream mode a frame begins with what the last one of its camera showed, and detections keep their id from "
         "frame to frame. A frame that shows another scene is segmented in full, as every one is with false, and in "
