@@ -75,6 +75,7 @@ def files(store):
 def test_second_time_from_disk(store, mesh, monkeypatch):
     first = get(store, mesh)
     assert not first.cached
+    assert first.problem == ""
     assert first.templates.name == "blob"
     monkeypatch.setattr(cache, "render", lambda *_: pytest.fail("rendered again"))
     second = get(store, mesh, featurize=lambda _: pytest.fail("featurized again"))
@@ -113,11 +114,57 @@ def test_what_the_key_depends_on(store, mesh, tmp_path):
             changed = dataclasses.replace(SETTINGS, **{field.name: value + 1 if value >= 1 else value + 0.1})
             assert not get(store, mesh, settings=changed).cached, field.name
     assert not get(store, mesh, feature_key="another").cached
-    assert not store.get(ObjectSpec("blob", str(mesh), 0.5), SETTINGS, features, "test").cached
+    half = store.get(ObjectSpec("blob", str(mesh), 0.5), SETTINGS, features, "test")
+    assert not half.cached
+    assert half.templates.diameter == pytest.approx(first.templates.diameter / 2)
     write_bop_ply(mesh, VERTICES * 1.01, FACES, UV, TEXTURE)
     changed = get(store, mesh)
     assert not changed.cached
     assert changed.templates.diameter != first.templates.diameter
+
+
+def test_templates_without_features(store, mesh):
+    """Neither a backbone nor its name has to be given."""
+    first = get(store, mesh, featurize=None, feature_key="")
+    assert (first.cached, first.features) == (False, {})
+    again = store.get(ObjectSpec("blob", str(mesh)), SETTINGS)
+    assert again.cached
+    assert_equal(first, again)
+
+
+def test_settings_are_those_of_the_renderer_unless_given(store, mesh, monkeypatch):
+    seen = []
+
+    def render(mesh, rotations, settings, name):
+        seen.append((len(rotations), settings))
+        return blank(rotations, mesh.diameter, name)
+
+    monkeypatch.setattr(cache, "render", render)
+    store.get(ObjectSpec("blob", str(mesh)))
+    assert seen == [(RenderSettings().views, RenderSettings())]
+    assert store.get(ObjectSpec("blob", str(mesh)), RenderSettings()).cached
+
+
+def blank(rotations, diameter, name):
+    """Templates of four pixels."""
+    shape = (len(rotations), 2, 2)
+    return TemplateSet(
+        images=np.zeros((*shape, 3), np.uint8), masks=np.zeros(shape, np.uint8), depths=np.ones(shape, np.float32),
+        rotations=np.asarray(rotations, np.float32), diameter=diameter, name=name,
+    )  # fmt: skip
+
+
+def test_names_of_entries_are_those_of_earlier_versions():
+    """Another name for the same content would make every user's templates anew, without a word.
+
+    Where this fails for a reason (templates that look different, a setting more), write the new names here.
+    """
+    settings = RenderSettings(size=64, views=6)
+    for path in ("mesh.obj", "elsewhere/other.OBJ"):
+        prefix = cache._prefix(Path(path), "ab" * 32, 0.001, settings, "backbone")
+        assert prefix == "3f99f5a33e01ad612560a4d63b3393c7"
+    assert cache._entry_name(prefix, []) == f"{prefix}-4f53cda18c2baa0c.templates"
+    assert cache._entry_name(prefix, [("a.png", "cd" * 32)]) == f"{prefix}-9d0e5c78fdfeb19c.templates"
 
 
 def test_many_faces_are_simplified(store, mesh, monkeypatch):
@@ -176,6 +223,84 @@ def test_file_that_changes_while_it_is_used(store, mesh, monkeypatch):
     small = get(store, mesh)
     assert not small.cached
     assert large.templates.diameter == pytest.approx(2 * small.templates.diameter)
+
+
+@pytest.mark.parametrize("first", ["gone", "damaged", "other textures", "other mesh"])
+def test_what_is_listed_before_an_entry_does_not_hide_it(store, mesh, monkeypatch, first):
+    wanted = get(store, mesh)
+    (path,) = files(store)
+    prefix, _, rest = path.name.partition("-")
+    before = path.with_name(f"{prefix}-{rest[::-1][10:]}.templates")
+    if first == "damaged":
+        before.write_bytes(b"x")
+    elif first == "other textures":
+        shutil.copy(path, before)
+    elif first == "other mesh":
+        before = path.with_name("a-b.templates")
+        before.write_bytes(b"x")
+    monkeypatch.setattr(TemplateCache, "_paths", lambda _: [before, path])
+    found = get(store, mesh, featurize=lambda _: pytest.fail("made again"))
+    assert found.cached
+    assert found.problem == ""
+    assert_equal(found, wanted)
+
+
+def test_made_by_another_process_while_this_one_waits_for_the_lock(store, mesh, monkeypatch):
+    lock, stripes = TemplateCache._lock, []
+
+    def taken(self, stripe):
+        stripes.append(stripe)
+        monkeypatch.undo()
+        get(TemplateCache(store.directory), mesh)
+        return lock(self, stripe)
+
+    monkeypatch.setattr(TemplateCache, "_lock", taken)
+    entry = get(store, mesh, featurize=lambda _: pytest.fail("made again"))
+    assert entry.cached
+    assert entry.problem == ""
+    assert entry.templates.name == "blob"
+    (file,) = (store.directory / "locks").iterdir()
+    assert stripes == [file.name]
+    assert len(file.name) == 2  # 256 files at most
+
+
+def test_an_entry_of_another_user_is_read(store, mesh, monkeypatch):
+    get(store, mesh)
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert get(store, mesh).cached
+
+
+def test_a_damaged_entry_that_cannot_be_removed_is_reported(store, mesh, monkeypatch):
+    good = get(store, mesh)
+    (path,) = files(store)
+    path.write_bytes(b"x")
+    unlink = Path.unlink
+
+    def refuse(self, **options):
+        if self == path:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(self, **options)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    again = get(store, mesh)
+    assert str(path) in again.problem
+    assert_equal(again, good)
+    assert get(store, mesh).cached  # it was replaced
+
+
+def test_the_folder_vanishes_while_templates_are_made(tmp_path, mesh):
+    store = TemplateCache(tmp_path / "a" / "b" / "c")
+
+    def remove(templates):
+        shutil.rmtree(tmp_path / "a")
+        return features(templates)
+
+    assert get(store, mesh, featurize=remove).problem == ""
+    assert get(store, mesh).cached
 
 
 def flip(data, place):
@@ -254,8 +379,8 @@ def test_cache_that_cannot_be_written(tmp_path, mesh, where, monkeypatch, caplog
     with caplog.at_level(logging.WARNING):
         entry = get(TemplateCache(place), mesh)
     assert not entry.cached
-    assert "not cached" in entry.problem
-    assert caplog.records
+    assert entry.problem.startswith(f"{place}: templates are not cached (")
+    assert [record.message for record in caplog.records] == [entry.problem]
     assert_equal(entry, get(TemplateCache(tmp_path / "cache2"), mesh) if where != "read only" else entry)
 
 
@@ -265,7 +390,7 @@ def test_full_disk(store, mesh, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     entry = get(store, mesh)
-    assert "No space left" in entry.problem
+    assert entry.problem == f"{store.directory}: templates are not cached (No space left on device)."
     monkeypatch.undo()
     assert not list(store.directory.glob("*.tmp")) + list(store.directory.glob(".*.tmp")) + files(store)
     assert_equal(entry, get(store, mesh))
@@ -288,6 +413,56 @@ def test_least_recently_used_goes_first(tmp_path, mesh):
     assert "a" in kept
     assert "e" in kept
     assert "b" not in kept
+
+
+def test_a_cache_that_is_just_full_keeps_all(tmp_path, mesh):
+    store = TemplateCache(tmp_path / "cache")
+    get(store, mesh, feature_key="a")
+    size = files(store)[0].stat().st_size
+    store.max_bytes = 2 * size
+    get(store, mesh, feature_key="b")
+    assert len(files(store)) == 2
+    get(store, mesh, feature_key="c")
+    assert len(files(store)) == 2
+
+
+def test_a_link_to_a_large_file_pushes_nothing_out(tmp_path, mesh):
+    store = TemplateCache(tmp_path / "cache")
+    get(store, mesh, feature_key="a")
+    size = files(store)[0].stat().st_size
+    store.max_bytes = 3 * size
+    (tmp_path / "large").write_bytes(bytes(4 * size))
+    (store.directory / "link.templates").symlink_to(tmp_path / "large")
+    get(store, mesh, feature_key="b")
+    assert len(files(store)) == 3
+
+
+def test_room_is_made_past_what_cannot_be_removed(tmp_path, mesh, monkeypatch):
+    store = TemplateCache(tmp_path / "cache")
+    for age, key in ((30, "a"), (20, "b")):
+        known = set(files(store))
+        get(store, mesh, feature_key=key)
+        (path,) = set(files(store)) - known
+        os.utime(path, (time.time() - age,) * 2)
+    oldest, older = sorted(files(store), key=lambda path: path.stat().st_mtime)
+    left = store.directory / ".dead.1.tmp"
+    left.write_bytes(b"x")
+    os.utime(left, (time.time() - 90,) * 2)
+    unlink = os.unlink
+
+    def refuse(path, **options):
+        if os.fspath(path) in (str(oldest), str(left)):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    store.max_bytes = 10
+    entry = get(store, mesh, feature_key="c")
+    assert entry.problem == ""
+    assert oldest.exists()
+    assert left.exists()
+    assert not older.exists()
+    assert get(store, mesh, feature_key="c").cached
 
 
 def test_entry_larger_than_the_cache(tmp_path, mesh):
@@ -419,6 +594,64 @@ def test_an_entry_tells_what_is_wrong_with_it(store, mesh):
         assert f"({reason})" in get(store, mesh).problem
     entry.path.unlink()
     assert entry.problem() == ""
+
+
+def header_of(text):
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    "block, reason",
+    [
+        (b"", "it is cut short"),
+        (b"\1\0\0", "it is cut short"),
+        (header_of(b"1"), "it is cut short"),
+        (header_of(b"{} ")[:-1], "it is cut short"),
+        (header_of(b"{}"), "it has no header"),
+        (header_of(b"[]"), "it has no header"),
+        (header_of(b"\xff\xff"), "it has no header"),
+        (header_of(b"[" * 50_000), "it has no header"),
+        (header_of(b'{"__metadata__": [1]}'), "its header is no list of texts by name"),
+        (header_of(b'{"__metadata__": {"name": 5}}'), "its header is no list of texts by name"),
+    ],
+)
+def test_headers_that_are_none(store, mesh, block, reason):
+    """With the right magic and checksum; listed, read and told without a traceback."""
+    import hashlib
+
+    good = get(store, mesh)
+    (path,) = files(store)
+    path.write_bytes(cache._MAGIC + hashlib.sha256(block).digest() + block)
+    (entry,) = store.entries()
+    assert (entry.name, entry.mesh) == ("", "")
+    assert entry.problem() == reason
+    again = get(store, mesh)
+    assert f"({reason})" in again.problem
+    assert_equal(good, again)
+
+
+def test_a_sealed_entry_whose_arrays_lie_outside(store, mesh):
+    import hashlib
+
+    get(store, mesh)
+    (path,) = files(store)
+    block = header_of(b'{"__metadata__": {"files": "[]"}, "a": {"dtype": "U8", "shape": [9], "data_offsets": [0, 9]}}')
+    path.write_bytes(cache._MAGIC + hashlib.sha256(block).digest() + block)
+    (entry,) = store.entries()
+    assert entry.problem().startswith("it cannot be decoded, ")
+    assert "it cannot be decoded, " in get(store, mesh).problem
+
+
+def test_a_list_of_textures_that_is_nested_without_end(store, mesh):
+    import hashlib
+
+    import safetensors.numpy
+
+    good = get(store, mesh)
+    (path,) = files(store)
+    block = safetensors.numpy.save({"images": np.zeros(3)}, {"files": "[" * 50_000})
+    path.write_bytes(cache._MAGIC + hashlib.sha256(block).digest() + block)
+    assert_equal(good, get(store, mesh))
 
 
 def test_clear_goes_on_past_what_it_cannot_remove(store, mesh, monkeypatch):

@@ -145,7 +145,7 @@ class TemplateCache:
                 path.unlink()
                 count += 1
         with contextlib.suppress(OSError):
-            self._tidy(keep="")
+            self._tidy()
         return count
 
     def _paths(self) -> list[Path]:
@@ -168,7 +168,7 @@ class TemplateCache:
                 entry = _entry(metadata, arrays, name)
             except FileNotFoundError:
                 continue  # evicted after it was listed
-            except (_DamagedError, OSError, KeyError, ValueError, TypeError) as error:
+            except (_DamagedError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
                 if repair:
                     problem = f"{path}: the entry was damaged or foreign and is made anew ({error})."
                     log.warning(problem)
@@ -242,7 +242,7 @@ class TemplateCache:
         _sync_directory(self.directory)
         self._tidy(keep=path.name)
 
-    def _tidy(self, keep: str) -> None:
+    def _tidy(self, keep: str | None = None) -> None:
         """Remove what was used longest ago until the limit holds, and what killed writers have left."""
         entries = []
         with os.scandir(self.directory) as items:
@@ -321,24 +321,28 @@ def _header(block: bytes | memoryview) -> dict[str, str]:
         raise _DamagedError("it is cut short")
     try:
         metadata = json.loads(bytes(block[8 : 8 + length]))["__metadata__"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _DamagedError("it has no header") from error
-    return dict(metadata)
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _DamagedError("its header is no list of texts by name")
+    return metadata
+
+
+def _block(data: bytes) -> bytes:
+    """What follows the checksum."""
+    if not data.startswith(_MAGIC):
+        raise _DamagedError("it was not written by this version")
+    return data[_START:]
 
 
 def _metadata(path: Path) -> dict[str, str]:
     with path.open("rb") as stream:
-        head = stream.read(1 << 16)
-    if not head.startswith(_MAGIC):
-        raise _DamagedError("it was not written by this version")
-    return _header(head[_START:])
+        return _header(_block(stream.read(1 << 16)))
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
     data = path.read_bytes()
-    if not data.startswith(_MAGIC):
-        raise _DamagedError("it was not written by this version")
-    block = data[_START:]
+    block = _block(data)
     if hashlib.sha256(block).digest() != data[len(_MAGIC) : _START]:
         raise _DamagedError("its checksum does not match")
     try:
