@@ -4,13 +4,14 @@
 """Files that name the node's topics, against the node itself in the ROS graph: SROS2 policy, rviz2, documentation."""
 
 import re
+import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 import trimesh
 import yaml
-from node_harness import NodeUnderTest, Robot, wait_until
+from node_harness import FAKE_NODE, NodeUnderTest, Robot, environment, wait_until
 from rclpy.node import NodeNameNonExistentError
 
 pytestmark = pytest.mark.integration
@@ -89,3 +90,30 @@ def test_the_page_names_every_topic_and_service_of_the_node(graphs):
     for name, kind in graph["reply"]:
         if kind == "std_srvs/srv/Trigger":
             assert f"| `{name.replace('/segment_node/', '~/')}` | std_srvs/Trigger |" in page
+
+
+@pytest.mark.parametrize("keystore", ["none", "rubbish"])
+def test_the_node_does_not_run_open_where_security_is_enforced(tmp_path, keystore):
+    """Without keys, with keys that are none, on a middleware without security: one sentence and no node."""
+    if keystore == "rubbish":
+        enclave = tmp_path / "enclaves" / "segment_node"
+        enclave.mkdir(parents=True)
+        for name in ("identity_ca.cert.pem", "permissions_ca.cert.pem", "cert.pem", "key.pem"):
+            (enclave / name).write_text("no key\n")
+        for name in ("governance.p7s", "permissions.p7s"):
+            (enclave / name).write_text("no signature\n")
+    done = subprocess.run(
+        [*FAKE_NODE, "--ros-args", "--enclave", "/segment_node"],
+        env=environment(
+            ROS_SECURITY_ENABLE="true", ROS_SECURITY_STRATEGY="Enforce", ROS_SECURITY_KEYSTORE=str(tmp_path)
+        ),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("segment_node: ")
+    assert "ROS_SECURITY_KEYSTORE" in last

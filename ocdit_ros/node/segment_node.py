@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None, make_segmenter: Factory | None 
     import rclpy
     from rclpy.exceptions import ParameterException
     from rclpy.executors import MultiThreadedExecutor
+    from rclpy.impl.implementation_singleton import rclpy_implementation
     from rclpy.signals import SignalHandlerOptions
 
     from ocdit_ros.node.backend import from_parameters
@@ -44,15 +45,16 @@ def main(arguments: Sequence[str] | None = None, make_segmenter: Factory | None 
     # rclpy's own handlers would end the context under the feet of the callbacks, before anything is freed.
     try:
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-    except Exception as error:  # a parameter file that is not there or no YAML, an unknown --ros-args
-        sys.exit(f"segment_node: {error}")
+    except Exception as error:  # a parameter file that is not there or no YAML, an unknown --ros-args, no keystore
+        sys.exit(f"segment_node: {error}{_security_hint()}")
     for number in numbers:
         signal.signal(number, lambda *_: stop.set())
     try:
         node = SegmentNode(make_segmenter or from_parameters)
-    except ParameterException as error:  # a parameter of rclpy itself, use_sim_time, of a wrong type
+    # A parameter of rclpy itself, use_sim_time, of a wrong type; no participant, for want of security for example
+    except (ParameterException, rclpy_implementation.RCLError) as error:
         rclpy.try_shutdown()
-        sys.exit(f"segment_node: {' '.join(str(error).split())}")
+        sys.exit(f"segment_node: {' '.join(str(error).split())}{_security_hint()}")
     if node.get_parameter("end_with_parent").value:
         end_with(parent)
     gc.freeze()  # what the imports made stays for good: no collection has to look at it again
@@ -83,6 +85,16 @@ def main(arguments: Sequence[str] | None = None, make_segmenter: Factory | None 
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def _security_hint() -> str:
+    """Where to look when security is asked for: the errors of rcl and of the middleware do not say it."""
+    if os.environ.get("ROS_SECURITY_ENABLE") != "true":
+        return ""
+    return (
+        "; ROS_SECURITY_ENABLE is true: check ROS_SECURITY_KEYSTORE and the enclave in it (docs/node.md, Security), "
+        "and that the middleware is built with security"
+    )
 
 
 if __name__ == "__main__":
