@@ -115,6 +115,8 @@ def test_the_mask_shows_the_best_instance_of_the_object_asked_for(name, expected
     mask = messages.mask_array(SHAPE, INSTANCES, name)
     assert mask.dtype == np.uint8
     np.testing.assert_array_equal(mask, np.where(expected.mask, 255, 0))
+    if name == "":
+        np.testing.assert_array_equal(messages.mask_array(SHAPE, INSTANCES), mask)
 
 
 def test_the_mask_of_an_object_that_is_not_seen_is_empty():
@@ -167,7 +169,22 @@ def test_a_message_drawn_in_place_is_the_one_made_of_an_array(encoding, draw_in,
     assert result == messages.image_message(header(9), wanted(), encoding)
     assert any(result.data)
     assert isinstance(result.data, array.array)
+    assert result.data.typecode == "B"
     assert deserialize_message(serialize_message(result), Image) == result
+
+
+@pytest.mark.parametrize("height, width", [(1, 5), (5, 1), (1, 1), (0, 5)])
+def test_images_of_one_row_or_column_have_a_step(height, width):
+    result = messages.image_message(header(0), np.ones((height, width), np.uint16), "16UC1")
+    assert (result.height, result.width, result.step) == (height, width, 2 * width if height else 0)
+    assert bytes(result.data) == np.ones(height * width, np.uint16).tobytes()
+
+
+@pytest.mark.parametrize("order, flag", [("little", 0), ("big", 1)])
+def test_the_byte_order_is_that_of_the_machine(order, flag, monkeypatch):
+    monkeypatch.setattr(messages.sys, "byteorder", order)
+    assert messages.image_message(header(0), np.ones((2, 2), np.uint16), "16UC1").is_bigendian == flag
+    assert messages.blank_image(header(0), 2, 2, "16UC1")[0].is_bigendian == flag
 
 
 def test_data_is_handed_over_as_an_array_which_rclpy_does_not_check_byte_by_byte():
@@ -224,10 +241,12 @@ def test_label_info_lists_the_catalogue():
     result = messages.label_info_message(header(2), ["mug", "box"], 0.25)
     assert [(one.class_id, one.class_name) for one in result.class_map] == [(1, "mug"), (2, "box")]
     assert result.threshold == 0.25
+    assert result.header == header(2)
     assert deserialize_message(serialize_message(result), LabelInfo) == result
 
 
 def test_the_summary_is_one_sentence():
     assert messages.summary([]) == "no detections"
     assert messages.summary(INSTANCES[:1]) == "1 detection: mug 0.90"
+    assert messages.summary(INSTANCES[:2]) == "2 detections: mug 0.90, box 0.80"
     assert messages.summary(INSTANCES) == "3 detections: mug 0.90, box 0.80, mug 0.60"

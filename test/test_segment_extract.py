@@ -127,6 +127,10 @@ def test_small_masks_and_crumbs_go():
     assert extract.without_specks(mask).sum() == 900
     two = boxes((0, 0, 30, 30), (50, 50, 20, 20), height=80, width=80) > 0
     assert extract.without_specks(two).sum() == 1300
+    # a crumb is less than a fiftieth: a pixel of 50 is none, a pixel of 51 is
+    for pixels, left in ((49, 50), (50, 50)):
+        mask = boxes((0, 0, pixels, 1), (60, 5, 1, 1), height=8, width=80) > 0
+        assert extract.without_specks(mask).sum() == left
 
 
 # The same by plain rules, over random input -----------------------------------------------------------------------
@@ -196,6 +200,7 @@ def test_resolve_by_plain_rules(seed):
     found = extract.resolve(shuffled, 24, 30, 0.5, 12)
     assert [one for one, _ in found] == [one for one, _ in wanted]
     for (_, ours), (_, theirs) in zip(found, wanted, strict=True):
+        assert ours.dtype == bool
         assert (ours == theirs).all()
 
 
@@ -207,6 +212,12 @@ def test_the_rules_of_resolve_at_their_edges():
     assert [c.index for c, _ in extract.resolve([best, copy, third], 40, 40, 0.5, 1)] == [0, 2]
     hidden = candidate(1, 0.8, 1, 1, 8, 8)
     assert [c.index for c, _ in extract.resolve([best, hidden, third], 40, 40, 0.5, 1)] == [0, 2]
+    # six tenths are shared: of the same object or another, no more than that is allowed
+    for index in (0, 1):
+        shared = [candidate(0, 0.9, 0, 0, 10, 10), candidate(index, 0.8, 4, 0, 10, 10)]
+        assert len(extract.resolve(shared, 40, 40, 0.5, 1)) == 2
+        shared[1] = candidate(index, 0.8, 3, 0, 10, 10)
+        assert len(extract.resolve(shared, 40, 40, 0.5, 1)) == 1
     # two better ones explain together
     halves = [candidate(0, 0.9, 0, 0, 10, 10), candidate(1, 0.85, 10, 0, 10, 10), candidate(2, 0.8, 0, 0, 20, 10)]
     assert [c.index for c, _ in extract.resolve(halves, 40, 40, 0.5, 1)] == [0, 1]
@@ -231,12 +242,13 @@ def test_growing_takes_a_square_around_every_pixel(pixels):
     assert (extract._grow(mask, pixels) == wanted).all()
 
 
+@pytest.mark.parametrize("share", [0.04, 0.3])
 @pytest.mark.parametrize("seed", range(20))
-def test_matching_finds_the_order_with_the_best_overlaps(seed):
+def test_matching_finds_the_order_with_the_best_overlaps(seed, share):
     from itertools import permutations
 
     rng = np.random.default_rng(seed)
-    members = rng.choice(np.array([0.0, 0.5, 0.8], np.float32), (2, 3, 5, 6), p=[0.5, 0.2, 0.3])
+    members = rng.choice(np.array([0.0, 0.5, 0.8], np.float32), (2, 3, 5, 6), p=[0.8 - share, 0.2, share])
     members[rng.random(members.shape) > 0.95] = np.nan
     masks = np.nan_to_num(members) > 0.5
 
@@ -298,6 +310,43 @@ def test_evidence_stays_between_0_and_1():
         assert (one.similarity, one.lead) == (similarity, lead)
 
 
+def evidence(members, part, threshold=0.5, similarity=None, others=None, **options):
+    """Evidence without rivals."""
+    similarity = np.zeros((part.shape[0] // 16, part.shape[1] // 16), np.float32) if similarity is None else similarity
+    others = np.zeros_like(part) if others is None else others
+    return extract.weigh(
+        members.astype(np.float32), part, others, threshold, similarity, np.zeros(part.shape, np.float32), **options
+    )
+
+
+def test_similarity_of_parts_and_gaps_smaller_than_a_latent_pixel():
+    """They are weighed against themselves, however small."""
+    similarity = np.array([[0.8, 0.2], [0.2, 0.2]], np.float32)
+    for part, inside, outside in (
+        (boxes((4, 4, 8, 8), height=32, width=32) > 0, 0.8, (0.75 * 0.8 + 0.6) / 3.75),
+        (boxes((4, 4, 8, 8), height=32, width=32) == 0, (0.75 * 0.8 + 0.6) / 3.75, 0.8),
+    ):
+        one = evidence(part[None] * 0.9, part, similarity=similarity)
+        assert one.similarity == pytest.approx(inside, abs=1e-5)
+        assert one.lead == pytest.approx(0.5 + 0.5 * (inside - outside), abs=1e-5)
+    everything = np.ones((32, 32), bool)
+    assert evidence(everything[None] * 0.9, everything, similarity=similarity).lead == pytest.approx(0.5 + 0.5 * 0.35)
+
+
+def test_a_member_that_does_not_see_the_part_does_not_agree():
+    part = boxes((4, 4, 8, 8), height=32, width=32) > 0
+    members = np.stack([part * 0.9, np.where(part, np.nan, 0.0)])
+    assert evidence(members, part).agreement == 0.5
+
+
+def test_stability_of_a_part_that_is_hardly_there():
+    part = boxes((4, 4, 2, 2), height=32, width=32) > 0
+    faint = part * 0.25
+    assert evidence(faint[None], part, threshold=0.2).stability == 0.0
+    faint[4, 4] = 0.9
+    assert evidence(faint[None], part, threshold=0.2).stability == 1.0
+
+
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_part_is_lifted_to_its_place_in_the_image(mirrored):
     """A canvas of the image's own resolution: values come back as they are, soft three pixels around the part."""
@@ -315,7 +364,7 @@ def test_a_part_is_lifted_to_its_place_in_the_image(mirrored):
     image[10:42, 20:52] = soft[:, ::-1] if mirrored else soft
     lifted = np.zeros((60, 80), np.float32)
     lifted[y : y + patch.shape[0], x : x + patch.shape[1]] = patch
-    assert patch.shape == (14, 10)
+    assert (patch.shape, patch.dtype) == ((14, 10), np.float32)
     np.testing.assert_allclose(lifted, image, atol=1e-4)
 
 
@@ -340,9 +389,34 @@ def test_parts_at_the_edges_of_the_rules():
     assert len(extract.separate(two, 0.5)) == 2
 
 
+def test_a_fragment_is_less_than_a_fifth_and_near():
+    """Near: within half the side of a square of the larger one's area."""
+    for fragment, left in (((31, 2, 4, 4), [416]), ((32, 2, 4, 4), [400])):
+        assert [int(p.sum()) for p in extract.separate(boxes((2, 2, 20, 20), fragment), 0.5)] == left
+    # a fifth is an instance, near or far
+    for x in (26, 70):
+        assert [int(p.sum()) for p in extract.separate(boxes((2, 2, 20, 20), (x, 2, 8, 10)), 0.5)] == [400, 80]
+    # two pixels are near to the smallest
+    for x, left in ((8, [29]), (9, [25])):
+        assert [int(p.sum()) for p in extract.separate(boxes((2, 2, 5, 5), (x, 3, 2, 2)), 0.5)] == left
+
+
+def test_more_than_half_of_a_gap_is_covered():
+    parts = boxes((2, 10, 20, 20), (26, 10, 20, 20))  # the gap between them is 4 x 20
+    for rows, count in ((0, 2), (4, 2), (10, 2), (11, 1), (20, 1)):
+        occluders = boxes((22, 10, 4, rows)) > 0
+        assert len(extract.separate(parts, 0.5, occluders=occluders)) == count, rows
+
+
 def test_the_gap_is_measured_by_the_longer_side_of_the_larger_part():
     occluders = np.ones((64, 96), bool)
-    for first, second in (((2, 10, 30, 12), (46, 10, 12, 29)), ((2, 10, 12, 29), (28, 10, 30, 12))):
+    # the longest side counts, whichever part has it
+    for first, second in (
+        ((2, 10, 30, 12), (46, 10, 12, 29)),
+        ((2, 10, 12, 29), (28, 10, 30, 12)),
+        ((2, 10, 15, 15), (31, 10, 30, 6)),
+        ((2, 10, 15, 15), (31, 10, 6, 30)),
+    ):
         assert second[0] - first[0] - first[2] == 14
         assert len(extract.separate(boxes(first, second), 0.5, occluders=occluders)) == 1
         further = (second[0] + 2, *second[1:])

@@ -115,8 +115,7 @@ def _convert(message: Any) -> np.ndarray:
 
 
 def _decompress(message: Any) -> np.ndarray:
-    kind = message.format.lower()
-    if "compresseddepth" in kind.replace(" ", ""):
+    if "compresseddepth" in message.format.lower():
         raise ImageError("the compressed image holds depth, not colour; subscribe to a colour image")
     data = np.frombuffer(message.data, np.uint8)
     if data.size == 0:

@@ -35,7 +35,7 @@ def detections_message(header: Header, instances: Sequence[Instance]) -> Detecti
     pose in the hypothesis stays at its default: this node does not estimate it.
     """
     detections = []
-    for k, instance in zip(numbers(instances), instances, strict=True):
+    for k, instance in zip(numbers(instances), instances):
         x, y, width, height = (float(value) for value in instance.box)
         hypothesis = ObjectHypothesis(class_id=instance.name, score=float(instance.score))
         center = Pose2D(position=Point2D(x=x + width / 2, y=y + height / 2))
@@ -60,7 +60,7 @@ def mask_array(
     mask = np.zeros(shape, np.uint8) if out is None else out
     for instance in instances:
         if name in ("", instance.name):
-            np.multiply(instance.mask.view(np.uint8), 255, out=mask, dtype=np.uint8)
+            np.multiply(instance.mask.view(np.uint8), 255, out=mask)
             break
     return mask
 

@@ -52,7 +52,7 @@ def average(members: np.ndarray) -> np.ndarray:
         return members.mean(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # "mean of empty slice"
-        return np.nan_to_num(np.nanmean(members, 0), nan=0.0)
+        return np.nan_to_num(np.nanmean(members, 0))
 
 
 def match_queries(members: np.ndarray, threshold: float = 0.5) -> np.ndarray:
@@ -68,7 +68,7 @@ def match_queries(members: np.ndarray, threshold: float = 0.5) -> np.ndarray:
 
     masks = np.nan_to_num(members) > threshold
     matched = [members[0]]
-    for member, mask in zip(members[1:], masks[1:], strict=True):
+    for member, mask in zip(members[1:], masks[1:]):
         first, other = masks[0].reshape(len(mask), -1), mask.reshape(len(mask), -1)
         common = first.astype(np.float32) @ other.astype(np.float32).T
         union = first.sum(1)[:, None] + other.sum(1)[None] - common
@@ -94,16 +94,14 @@ def separate(
 
     Returns bool [H, W] masks that do not overlap.
     """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(
-        (confidence > threshold).astype(np.uint8), connectivity=8
-    )
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((confidence > threshold).astype(np.uint8))
     areas = stats[:, cv2.CC_STAT_AREA]
     numbers = [n for n in range(1, count) if areas[n] >= least]
     if len(numbers) < 2:
         return [labels == n for n in numbers]
     numbers.sort(key=lambda n: -areas[n])
     numbers = numbers[:16]  # more parts than that are noise
-    _, weak = cv2.connectedComponents((confidence > 0.5 * threshold).astype(np.uint8), connectivity=8)
+    _, weak = cv2.connectedComponents((confidence > 0.5 * threshold).astype(np.uint8))
     groups: list[list[int]] = []
     for number in numbers:
         part = labels == number
@@ -166,7 +164,7 @@ def weigh(
     else:
         # a weak coarse mask is cut at half its height, so that its extent can be compared
         before = coarse
-        cut = min(threshold, 0.5 * float(before[part].max(initial=0.0)))
+        cut = min(threshold, 0.5 * float(before[part].max()))
         overlap = _iou((before > cut) & ~others, part)
     return Evidence(
         confidence=float(mean[part].mean()),
@@ -250,12 +248,11 @@ def resolve(
 
 def without_specks(mask: np.ndarray, share: float = 0.02) -> np.ndarray:
     """Drop parts below `share` of the mask's area: crumbs that the competition for pixels leaves behind."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    if count <= 2:
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    if count <= 2:  # the background and one part
         return mask
-    areas = stats[:, cv2.CC_STAT_AREA].copy()
-    areas[0] = 0
-    return (areas >= share * areas.sum())[labels] & mask
+    large = stats[:, cv2.CC_STAT_AREA] >= share * mask.sum()
+    return large[labels] & mask
 
 
 def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
