@@ -135,6 +135,15 @@ def test_workflow_does_what_ci_does():
             assert re.fullmatch(r"actions/[\w-]+@v\d+", step.get("uses", "actions/x@v1"))
 
 
+def test_workflow_audits_the_lock_as_a_release_does():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yaml").read_text())
+    install, audit = (step["run"] for step in workflow["jobs"]["vulnerabilities"]["steps"] if "run" in step)
+    script = (ROOT / "scripts" / "supply_chain.sh").read_text()
+    assert install.removeprefix("pip install ") in script
+    assert audit.removeprefix("pip-audit ") in script
+    assert "--require-hashes" in audit
+
+
 def test_workflow_tests_the_pythons_that_are_locked():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yaml").read_text())
     locked = re.search(r"For (.*) on", (ROOT / "requirements" / "lock.txt").read_text())[1]
