@@ -528,8 +528,9 @@ class Cache(Target):
 
     def run(self, case: bytes) -> str:
         self.path.write_bytes(case)
+        for listed in self.store.entries():  # before the lookup, which removes what is damaged
+            listed.problem()
         entry = self.store.get(self.spec, self.settings, feature_key="key")
-        self.store.entries()
         np, sealed = self.np, case[self.cache._START :] and self._is_sealed(case)
         for name in ("images", "masks", "depths", "rotations"):
             ours, wanted = getattr(entry.templates, name), getattr(self.truth, name)

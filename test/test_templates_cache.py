@@ -630,12 +630,19 @@ def test_headers_that_are_none(store, mesh, block, reason):
     assert_equal(good, again)
 
 
-def test_a_sealed_entry_whose_arrays_lie_outside(store, mesh):
+@pytest.mark.parametrize(
+    "array",
+    [
+        b'{"dtype": "U8", "shape": [9], "data_offsets": [0, 9]}',  # outside
+        b'{"dtype": "F8_E4M3", "shape": [0], "data_offsets": [0, 0]}',  # NumPy has no such numbers
+    ],
+)
+def test_a_sealed_entry_whose_arrays_cannot_be_read(store, mesh, array):
     import hashlib
 
     get(store, mesh)
     (path,) = files(store)
-    block = header_of(b'{"__metadata__": {"files": "[]"}, "a": {"dtype": "U8", "shape": [9], "data_offsets": [0, 9]}}')
+    block = header_of(b'{"__metadata__": {"files": "[]"}, "a": ' + array + b"}")
     path.write_bytes(cache._MAGIC + hashlib.sha256(block).digest() + block)
     (entry,) = store.entries()
     assert entry.problem().startswith("it cannot be decoded, ")

@@ -347,7 +347,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
         raise _DamagedError("its checksum does not match")
     try:
         return _header(block), safetensors.numpy.load(block)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # KeyError: numbers that NumPy has no type for
         raise _DamagedError(f"it cannot be decoded, {error}") from error
 
 
