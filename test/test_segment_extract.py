@@ -75,6 +75,24 @@ def test_queries_are_matched_before_averaging():
     assert (matched == first).all()
 
 
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        # one pair alike and one apart is better than two pairs that are half alike
+        ((range(20), range(11, 20)), (range(20), range(9))),
+        # a mask of one pixel counts as much as a large one
+        (((0,), (0, 2)), ((0,), (0, 1))),
+    ],
+)
+def test_a_query_that_comes_again_whole_is_the_same(first, second):
+    members = np.zeros((2, 2, 1, 20), np.float32)
+    for member, masks in zip(members, (first, second)):
+        for query, mask in zip(member, masks):
+            query[0, list(mask)] = 0.9
+    assert (extract.match_queries(members) == members).all()
+    assert (extract.match_queries(np.stack([members[0], members[1, ::-1]])) == members).all()
+
+
 def test_evidence_by_hand():
     confidence = boxes((0, 0, 32, 32), height=64, width=64, value=0.8)
     weaker = boxes((0, 0, 32, 16), height=64, width=64, value=0.8)
@@ -95,6 +113,8 @@ def test_evidence_by_hand():
     assert two.confidence == two.support == pytest.approx(0.6)
     assert two.stability == pytest.approx(0.5)  # half lies at 0.8, half at 0.4
     assert two.coarse == two.uncontested == 1.0
+    assert two.size == extract.size_evidence(1024)  # pixels of the canvas, unless it is told what they cover
+    assert two.rarity == extract.rarity_evidence(1)
 
 
 def test_pixels_go_to_confidence_times_score():
