@@ -77,6 +77,7 @@ def test_second_time_from_disk(store, mesh, monkeypatch):
     assert not first.cached
     assert first.problem == ""
     assert first.templates.name == "blob"
+    assert_equal(first, cache.CacheEntry(first.templates, features(first.templates)))
     monkeypatch.setattr(cache, "render", lambda *_: pytest.fail("rendered again"))
     second = get(store, mesh, featurize=lambda _: pytest.fail("featurized again"))
     assert second.cached
