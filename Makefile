@@ -54,5 +54,5 @@ lock: ## write requirements/lock*.txt anew from requirements/*.in
 
 clean: ## remove the environment and everything that was built
 	@rm -rf .venv .venv-docs build install log dist demo_out docs/_build docs/_*.md docs/_*.rst *.egg-info
-	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache mutants
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

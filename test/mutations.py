@@ -14,6 +14,7 @@ Prints a row for each module; `mutmut results` and `mutmut show NAME` tell what 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -28,13 +29,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def draw(modules: Sequence[Path], count: int, seed: int) -> list[str]:
     """Names of `count` mutants of each module."""
-    from mutmut.mutation.file_mutation import mutate_file_contents
-    from mutmut.utils.format_utils import get_mutant_name
-
+    mutate = importlib.import_module("mutmut.mutation.file_mutation").mutate_file_contents
+    full_name = importlib.import_module("mutmut.utils.format_utils").get_mutant_name
     names = []
     for module in modules:
-        mutated = mutate_file_contents(str(module), (ROOT / module).read_text())
-        found = sorted(get_mutant_name(module, name) for name in mutated.mutant_names)
+        mutated = mutate(str(module), (ROOT / module).read_text())
+        found = sorted(full_name(module, name) for name in mutated.mutant_names)
         names += random.Random(seed).sample(found, min(count, len(found)))
     return names
 
@@ -48,22 +48,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     os.chdir(ROOT)  # mutmut reads its settings from there
 
-    from mutmut.configuration import config
-    from mutmut.stats import status_by_exit_code
-
-    modules = [Path(name) for name in config().only_mutate]
+    # no dependency: whoever wants it installs it
+    modules = [Path(name) for name in importlib.import_module("mutmut.configuration").config().only_mutate]
+    status = importlib.import_module("mutmut.stats").status_by_exit_code
     names = draw(modules, options.sample, options.seed) if options.sample else []
     command = [sys.executable, "-c", "from mutmut.__main__ import cli; cli()", "run"]
     subprocess.run([*command, "--max-children", str(options.children), *names], cwd=ROOT, check=True)
 
-    print("| module | mutants | tried | killed | of them by the time limit | left alive | share killed |")
+    print(
+        "| module | mutants | tried | killed by a test | ended by the time limit | left alive | share killed by tests |"
+    )
     print("|---|---|---|---|---|---|---|")
     for module in modules:
         codes = json.loads((ROOT / "mutants" / f"{module}.meta").read_text())["exit_code_by_key"]
         wanted = {name: code for name, code in codes.items() if not names or name in names}
-        found = Counter(status_by_exit_code[code] for code in wanted.values() if code is not None)
-        killed, tried = found["killed"] + found["timeout"] + found["segfault"], found.total()
-        row = (module, len(codes), tried, killed, found["timeout"], tried - killed, f"{killed / max(tried, 1):.1%}")
+        found = Counter(status[code] for code in wanted.values() if code is not None)
+        killed, late, tried = found["killed"] + found["segfault"], found["timeout"], found.total()
+        row = (module, len(codes), tried, killed, late, tried - killed - late, f"{killed / max(tried, 1):.1%}")
         print("|", " | ".join(map(str, row)), "|")
 
 

@@ -92,7 +92,7 @@ def tracked_files() -> list[Path]:
     if listed.returncode == 0 and listed.stdout:
         files = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
     else:
-        built = {".venv", "build", "install", "log", "demo_out", ".git", "__pycache__"}
+        built = {".venv", "build", "install", "log", "demo_out", "mutants", ".git", "__pycache__"}
         files = [path for path in ROOT.rglob("*") if not built & set(path.relative_to(ROOT).parts)]
     return [path for path in files if path.is_file()]
 
