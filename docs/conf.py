@@ -28,7 +28,7 @@ html_theme = "furo"
 html_title = f"{project} {version}"
 html_show_sourcelink = False
 html_static_path = ["static"]
-html_css_files = ["tables.css"]
+html_css_files = ["pages.css"]
 
 linkcheck_anchors = False
 linkcheck_timeout = 20

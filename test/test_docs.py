@@ -290,7 +290,8 @@ def check_ros2(command: Command) -> None:
         assert f"| `~/{words[3].rpartition('/')[2]}` | std_srvs/Trigger |" in (ROOT / "docs" / "node.md").read_text()
     elif kind == "topic":
         assert words[2] in ("echo", "hz")
-        assert f"| `~/{words[3].rpartition('/')[2]}` |" in (ROOT / "docs" / "node.md").read_text()
+        name = words[3] if words[3] == "/diagnostics" else f"~/{words[3].rpartition('/')[2]}"
+        assert f"| `{name}` |" in (ROOT / "docs" / "node.md").read_text()
     else:
         assert words[1:] == ["param", "set"], command
 

@@ -840,7 +840,7 @@ def test_setup_file_works_in_an_empty_shell_from_anywhere(tmp_path, setup):
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    """The package as the README has colcon build it, from a copy of what is in the tree; returns the install folder."""
+    """The package as docs/quick-start.md has colcon build it, from a copy of what is in the tree; returns the install folder."""
     pytest.importorskip("colcon_core", reason="colcon is not installed (make env brings it)")
     pytest.importorskip("colcon_ros", reason="colcon-ros is not installed (make env brings it)")
     folder = tmp_path_factory.mktemp("colcon_ws")
@@ -852,7 +852,7 @@ def workspace(tmp_path_factory):
     for name in ("setup.py", "setup.cfg", "package.xml", "pyproject.toml"):
         shutil.copy(ROOT / name, source)
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "COLCON_HOME": str(folder / "home")}
-    (options,) = re.findall(r"python -m colcon build ([^&\n]*) &&", (ROOT / "README.md").read_text())
+    (options,) = re.findall(r"python -m colcon build ([^&\n]*) &&", (ROOT / "docs" / "quick-start.md").read_text())
     build = subprocess.run(
         [sys.executable, "-m", "colcon", "build", *options.split(), "--event-handlers", "console_direct+"],
         cwd=folder,
