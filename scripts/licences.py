@@ -26,7 +26,7 @@ Written by `python scripts/licences.py` from the metadata of the packages of `re
 ROS wheels); `test/test_security.py` holds the list to the lock. `docs/dependencies.md` has the reasons for direct ones.
 
 This package is under the Apache License 2.0. It contains no code of others: `third_party/vision_msgs` holds message
-definitions alone (Apache-2.0).
+definitions alone, `third_party/compose-spec` a JSON schema that a test reads (both Apache-2.0).
 
 | data in the tree | licence | page |
 |---|---|---|

@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 import subprocess
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
@@ -24,6 +27,13 @@ def instructions(file: Path) -> list[tuple[str, str]]:
     text = "\n".join(line for line in file.read_text().splitlines() if not line.lstrip().startswith("#"))
     rows = [row.split(None, 1) for row in text.replace("\\\n", " ").splitlines() if row.strip()]
     return [(name.upper(), rest.strip()) for name, rest in rows]
+
+
+def version() -> str:
+    """Of package.xml."""
+    found = ElementTree.parse(ROOT / "package.xml").findtext("version")
+    assert found
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +57,38 @@ def test_shell_of_the_image_is_shell_and_leaves_no_package_lists(dockerfile):
         if "apt-get install" in run or "make env" in run:
             assert run.rstrip().endswith("rm -rf /var/lib/apt/lists/*")
     assert any("make env" in run for run in runs)
+
+
+def test_image_installs_what_make_env_asks_for(dockerfile):
+    """Libraries of the table in make_env.sh by name; packages of ROS as package.xml declares them, for this release."""
+    (run,) = [rest for name, rest in dockerfile if name == "RUN" and "apt-get install" in rest]
+    packages = set(re.search(r"--no-install-recommends(.*?)&&", run)[1].split())
+    table = re.search(r"<<'TABLE'\n(.*?)\nTABLE\n", (ROOT / "scripts" / "make_env.sh").read_text(), re.S)[1]
+    libraries = {line.split()[1] for line in table.splitlines()}
+    assert len(libraries) >= 5
+    assert libraries | {"make", "python3-venv"} <= packages
+    declared = {depend.text for depend in ElementTree.parse(ROOT / "package.xml").iter("exec_depend")}
+    ros = {name.removeprefix("ros-jazzy-").replace("-", "_") for name in packages if name.startswith("ros-")}
+    assert ros - {"rmw_fastrtps_cpp"} <= declared  # the middleware is nobody's dependency
+    assert {"vision_msgs", "cv_bridge"} <= ros  # of what the node imports, ros-base lacks these
+    assert not packages - libraries - {"make", "python3-venv"} - {n for n in packages if n.startswith("ros-jazzy-")}
+
+
+def test_what_the_image_names_is_in_the_tree_that_it_copies(dockerfile):
+    """Paths below the working directory, in ENV, RUN, ENTRYPOINT and CMD; what git has is what COPY finds."""
+    (folder,) = [rest for name, rest in dockerfile if name == "WORKDIR"]
+    assert [rest for name, rest in dockerfile if name == "COPY"] == [". ."]
+    order = [name for name, rest in dockerfile]
+    assert order.index("WORKDIR") < order.index("COPY") < order.index("USER") < order.index("ENTRYPOINT")
+    text = " ".join(rest for name, rest in dockerfile)
+    named = re.findall(rf"{folder}/([\w./-]+)", text)
+    named += re.findall(r"\b(?:bash|sh) ([\w./-]+\.sh)", text)
+    assert {"config/fastdds_shm.xml", "docker/entrypoint.sh", "sample/models", "scripts/make_preview.sh"} == set(named)
+    for path in named:
+        assert (ROOT / path).exists(), path
+    script = (ROOT / "docker" / "entrypoint.sh").read_text()
+    assert f"source {folder}/.venv/setup.bash" in script  # made by make env
+    assert script.rstrip().endswith('exec "$@"')
 
 
 def test_image_does_not_run_as_root_and_starts_a_program_of_the_package(dockerfile):
@@ -82,6 +124,43 @@ def check_program(words: list[str]) -> None:
         if option == "-p" and words[0] == "image_folder_publisher":
             source = (ROOT / "ocdit_ros" / "node" / "image_folder.py").read_text()
             assert f'declare_parameter("{name}"' in source
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
+def test_compositions_follow_the_specification(name):
+    schema = json.loads((ROOT / "third_party" / "compose-spec" / "compose-spec.json").read_text())
+    content = yaml.safe_load((ROOT / "docker" / name).read_text())
+    validator = jsonschema.Draft7Validator(schema)
+    assert not [f"{error.json_path}: {error.message}" for error in validator.iter_errors(content)]
+    content["services"]["node"]["comand"] = ["segment_node"]
+    assert not validator.is_valid(content)  # the schema knows what a service may have
+
+
+def test_images_of_the_composition_are_built_here_or_have_a_tag(services):
+    for name, service in services.items():
+        if service["image"].startswith("ocdit_ros:"):
+            assert service["image"] == f"ocdit_ros:{version()}"
+        else:
+            assert re.fullmatch(r"osrf/ros:jazzy-desktop-noble", service["image"]), name
+    build = services["node"]["build"]
+    context = (ROOT / "docker" / build["context"]).resolve()
+    assert context == ROOT
+    assert (context / build["dockerfile"]).is_file()
+    assert f"-t ocdit_ros:{version()} " in (ROOT / "docker" / "Dockerfile").read_text()
+
+
+def test_volumes_with_a_name_are_declared_and_written_by_the_user_of_the_image(services, dockerfile):
+    declared = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["volumes"]
+    targets = {}
+    for service in services.values():
+        for volume in service.get("volumes", []):
+            source, target, *_ = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", volume).split(":")
+            if not source.startswith((".", "/")):
+                targets[source] = target
+    assert targets.keys() == declared.keys()
+    owned = " ".join(rest for name, rest in dockerfile if name == "RUN")
+    for target in targets.values():
+        assert f"install -d -o ocdit {target}" in owned
 
 
 @pytest.fixture(scope="module")
