@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from segment_oracle import OracleNetwork, position_image, templates
 from ocdit_ros.evaluate import command, run, submission
 from ocdit_ros.evaluate.analysis import analyse
 from ocdit_ros.evaluate.datasets import GroundTruth, ImageKey
+from ocdit_ros.evaluate.report import write_report
 from ocdit_ros.segment import Segmenter, SegmenterSettings
 
 
@@ -187,6 +189,17 @@ def test_finish_writes_result_scores_and_report(finished):
     assert "box &amp; &lt;lid&gt;" in page
     assert "box & <lid>" not in page
     assert "nan" not in page.lower()
+
+
+@pytest.mark.parametrize("count, captions", [(1, ["Best and median and worst"]), (2, ["Best", "Median and worst"])])
+def test_report_of_few_images_shows_each_once(finished, count, captions):
+    class Few(PlainDataset):
+        images = PlainDataset.images[:count]
+
+    records = [record for record in finished[2] if record.key in Few.images]
+    page = write_report(Few(), records, analyse(Few(), records, 0.5), "few", "how")
+    assert re.findall(r"([A-Z][a-z ]+): scene", page) == captions
+    assert page.count("data:image/jpeg") == count
 
 
 def test_fitted_scores_come_back(finished, tmp_path):

@@ -132,7 +132,7 @@ def test_compositions_follow_the_specification(name):
     content = yaml.safe_load((ROOT / "docker" / name).read_text())
     validator = jsonschema.Draft7Validator(schema)
     assert not [f"{error.json_path}: {error.message}" for error in validator.iter_errors(content)]
-    content["services"]["node"]["comand"] = ["segment_node"]
+    content["services"]["node"]["cmd"] = ["segment_node"]
     assert not validator.is_valid(content)  # the schema knows what a service may have
 
 

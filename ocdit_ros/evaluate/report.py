@@ -74,7 +74,7 @@ def write_report(dataset: Dataset, records: Sequence[Record], analysis: Analysis
         f"<p>{a.images} images, {a.instances} instances that count (visible by 10 % or more). AP is COCO's as BOP "
         "defines it for 2D segmentation: all images together, averaged over the objects that occur.</p>",
         f"<h2>At the score threshold {a.threshold:.2f}</h2>",
-        f"<p>{a.found} of {a.instances} instances are found (IoU above 0.5), {a.wrong} detections are wrong.</p>",
+        f"<p>{a.found} of {a.instances} instances are found (IoU above 0.5). Wrong detections: {a.wrong}.</p>",
         _errors(a),
         "<h2>Best, median and worst image</h2>",
         "<p>Left: annotation. Right: result. Quality is the panoptic quality: 1 when every instance is found with a "
@@ -111,8 +111,13 @@ def _pictures(dataset: Dataset, records: Sequence[Record], a: Analysis) -> list[
     if not ranked:
         return []
     by_key = {record.key: record for record in records}
-    chosen = {"Best": ranked[0], "Median": ranked[len(ranked) // 2], "Worst": ranked[-1]}
-    return [_picture(dataset, by_key[q.key], label, q, a.threshold) for label, q in chosen.items()]
+    places: dict[int, list[str]] = {}  # of few images one is several of these: it is shown once
+    for label, place in (("best", 0), ("median", len(ranked) // 2), ("worst", len(ranked) - 1)):
+        places.setdefault(place, []).append(label)
+    return [
+        _picture(dataset, by_key[ranked[place].key], " and ".join(labels).capitalize(), ranked[place], a.threshold)
+        for place, labels in places.items()
+    ]
 
 
 def _picture(dataset: Dataset, record: Record, label: str, quality: ImageQuality, threshold: float) -> str:
@@ -236,7 +241,13 @@ def _stages(a: Analysis) -> str:
     rows = "".join(
         f"<tr><td>{html.escape(stage)}</td><td>{1000 * seconds:.0f} ms</td></tr>" for stage, seconds in a.stages.items()
     )
-    return f"<h2>Time</h2><table><tr><th>Stage</th><th>Mean per image</th></tr>{rows}</table>"
+    note = ""
+    if "refine" in a.stages:
+        note = (
+            "<p>Coarse, proposals, refine and instances follow one another. Backbone, conditioning, sampling and "
+            "decoder are what coarse and refine are made of.</p>"
+        )
+    return f"<h2>Time</h2>{note}<table><tr><th>Stage</th><th>Mean per image</th></tr>{rows}</table>"
 
 
 def _percent(fraction: float) -> str:
