@@ -840,7 +840,7 @@ def test_setup_file_works_in_an_empty_shell_from_anywhere(tmp_path, setup):
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    """The package as docs/quick-start.md has colcon build it, from a copy of what is in the tree; returns the install folder."""
+    """The package as docs/quick-start.md has colcon build it, from a copy of the tree; returns the install folder."""
     pytest.importorskip("colcon_core", reason="colcon is not installed (make env brings it)")
     pytest.importorskip("colcon_ros", reason="colcon-ros is not installed (make env brings it)")
     folder = tmp_path_factory.mktemp("colcon_ws")
