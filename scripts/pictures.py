@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -122,14 +123,20 @@ def main() -> None:
         return decode(latents, targets)
 
     seen_by: dict[int, tuple[torch.Tensor, ...]] = {}
-    hooks = [
-        block.cross.register_forward_pre_hook(lambda _, given, b=b: seen_by.update({b: given}))
-        for b, block in enumerate(network.model.blocks)
-    ]
+
+    def watch(number: int, look: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def watched(*given: torch.Tensor) -> torch.Tensor:
+            seen_by[number] = given
+            return look(*given)
+
+        return watched
+
+    for b, block in enumerate(network.model.blocks):
+        block.cross.look = watch(b, block.cross.look)
     network._decode = record  # type: ignore[method-assign]
     view, frames = segmenter.trace(rgb, STEPS)
-    for hook in hooks:
-        hook.remove()
+    for block in network.model.blocks:
+        del block.cross.look
     seen = view.sample(rgb)
     rows, _, places = segmenter._groups(range(len(specs)))
     row, column = places[number]
