@@ -186,6 +186,7 @@ def test_after_frames_that_nobody_listened_to_the_next_one_is_segmented_in_full(
     process(active)
     assert process(active)["last frame"] == "continued the one before"
     (camera,) = active._cameras
+    assert active.set_parameters([Parameter("lazy", value=True)])[0].successful
     active._on_image(camera, image(RED, header(1)))  # there is nobody in this process who listens
     assert active.statistics.values()["frames left out (nobody listens)"] == "1"
     assert process(active)["last frame"] == "segmented in full"

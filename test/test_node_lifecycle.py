@@ -468,7 +468,7 @@ def test_two_cameras_share_one_node(start, meshes, number):
 
 @pytest.mark.parametrize("topic, kind", [("detections", messages.Detection2DArray), ("mask", Image)])
 def test_frames_are_segmented_only_while_somebody_listens(start, meshes, number, topic, kind):
-    one = start({"models_dir": str(meshes), "autostart": True})
+    one = start({"models_dir": str(meshes), "autostart": True, "lazy": True})
     one.program.wait_for("active, waiting for images")
     camera = one.matched()
     unheard, processed = "frames left out (nobody listens)", "frames processed"

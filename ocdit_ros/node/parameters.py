@@ -228,9 +228,9 @@ PARAMETERS: tuple[Parameter, ...] = (
         choices=("stream", "trigger"),
     ),
     Parameter(
-        "lazy", Type.BOOL, True, Takes.NOW,
-        "In stream mode the frames of a camera are segmented only while somebody listens to detections, label image, "
-        "mask or overlay of it. false: always.",
+        "lazy", Type.BOOL, False, Takes.NOW,
+        "true: in stream mode the frames of a camera are segmented only while somebody listens to detections, label "
+        "image, mask or overlay of it; who begins to listen may miss the first frame. false: always.",
     ),
     Parameter(
         "warm_start", Type.BOOL, True, Takes.NOW,
