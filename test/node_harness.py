@@ -195,7 +195,7 @@ class NodeUnderTest:
         return self.client(kind, service).call_async(request)
 
     def call(self, kind: Any, service: str, request: Any, timeout: float = 60.0, attempts: int = 1) -> Any:
-        """The answer. Questions, which change nothing, may be asked again: DDS drops an answer to a client that the
+        """The answer. What changes nothing when it is repeated may be asked again: DDS drops an answer to a client that the
         server has not heard of yet, although the client knows the server.
         """
         for _ in range(attempts):
@@ -226,10 +226,10 @@ class NodeUnderTest:
         messages = [_parameter(name, value).to_parameter_msg() for name, value in values.items()]
         if atomically:
             request = SetParametersAtomically.Request(parameters=messages)
-            results = [self.call(SetParametersAtomically, "set_parameters_atomically", request).result]
+            results = [self.call(SetParametersAtomically, "set_parameters_atomically", request, 20, 3).result]
         else:
             request = SetParameters.Request(parameters=messages)
-            results = self.call(SetParameters, "set_parameters", request).results
+            results = self.call(SetParameters, "set_parameters", request, 20, 3).results
         assert all(result.successful != bool(result.reason) for result in results)
         return [result.reason for result in results]
 
