@@ -195,8 +195,8 @@ class NodeUnderTest:
         return self.client(kind, service).call_async(request)
 
     def call(self, kind: Any, service: str, request: Any, timeout: float = 60.0, attempts: int = 1) -> Any:
-        """The answer. What changes nothing when it is repeated may be asked again: DDS drops an answer to a client that the
-        server has not heard of yet, although the client knows the server.
+        """The answer. What changes nothing when it is repeated may be asked again: DDS drops an answer to a client that
+        the server has not heard of yet, although the client knows the server.
         """
         for _ in range(attempts):
             future, done = self.call_async(kind, service, request), threading.Event()
