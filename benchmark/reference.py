@@ -46,7 +46,7 @@ class ReferenceNetwork(Network):
 
     def __init__(self, model: OCDiT, device: str = "cpu") -> None:
         super().__init__(model, device)
-        self._backbone = model.backbone
+        self._backbone = model.image_backbone or model.backbone
 
     @torch.enable_grad()  # there is nothing to record, and the model keeps off its shorter ways
     def run(

@@ -16,7 +16,6 @@ from ocdit_ros.model import ModelConfig, OCDiT
 from ocdit_ros.train.matching import (
     IGNORED,
     MatchingLoss,
-    best_cosines,
     measure_matching,
     patch_targets,
     train_matching,
@@ -152,7 +151,7 @@ def test_matching_without_correlation_or_limit_is_refused(data):
     with pytest.raises(ValueError, match="needs template correlation"):
         train_matching(model, source(data, model), steps=1)
     with pytest.raises(ValueError, match="needs template correlation"):
-        best_cosines(model, source(data, model).batch([0]))
+        measure_matching(model, MatchingLoss(), [source(data, model).batch([0])])
 
 
 def test_the_denoiser_tunes_the_backbone_of_images_more_slowly(data, tmp_path):

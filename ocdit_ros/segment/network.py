@@ -66,9 +66,7 @@ class Network:
         self.config = model.config
         self._kind = "cpu" if self.device.type == "cpu" else "gpu"
         self.timings = Timings()
-        self._backbone = self.model.backbone.folded()
-        tuned = self.model.image_backbone
-        self._image_backbone = self._backbone if tuned is None else tuned.folded()
+        self._backbone = (self.model.image_backbone or self.model.backbone).folded()  # of images
         self._empties: dict[tuple[int, int], Tensor] = {}
         self._empty_radius = self._find_empty_radius()
 
@@ -292,11 +290,11 @@ class Network:
 
     def image_features(self, images: Sequence[np.ndarray]) -> Features:
         """Features of uint8 images [H, W, 3] of one size, as the network takes them."""
-        return self._features(self._image_backbone, images)
+        return self._features(self._backbone, images)
 
     def frozen_features(self, images: Sequence[np.ndarray]) -> Features:
         """Features of uint8 images [H, W, 3] of one size by the backbone of the templates."""
-        return self._features(self._backbone, images)
+        return self._features(self.model.backbone, images)
 
     @torch.inference_mode()
     def _features(self, backbone: Backbone, images: Sequence[np.ndarray]) -> Features:

@@ -233,17 +233,23 @@ def _held_out_batches(args: argparse.Namespace, held_out: SampleSource) -> list[
     return [held_out.batch(list(range(i, min(i + 4, count)))) for i in range(0, count, 4)]
 
 
-def _matching(args: argparse.Namespace) -> int:
+def _begin(args: argparse.Namespace) -> OCDiT:
+    """The model to train on, with threads and seed set."""
     import torch
 
-    from ocdit_ros.model import save_checkpoint
-    from ocdit_ros.train.matching import train_matching
     from ocdit_ros.train.trainer import start_model
 
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    model = start_model(args.init, _changes(args.set))
+    return start_model(args.init, _changes(args.set))
+
+
+def _matching(args: argparse.Namespace) -> int:
+    from ocdit_ros.model import save_checkpoint
+    from ocdit_ros.train.matching import train_matching
+
+    model = _begin(args)
     cache = Path(args.cache) if args.cache else Path(args.out).parent / "features"
     _, mixture, held_out = _sources(args, model, cache)
     validation = _held_out_batches(args, held_out)
@@ -257,14 +263,9 @@ def _matching(args: argparse.Namespace) -> int:
 
 
 def _denoiser(args: argparse.Namespace) -> int:
-    import torch
+    from ocdit_ros.train.trainer import Trainer, TrainerSettings
 
-    from ocdit_ros.train.trainer import Trainer, TrainerSettings, start_model
-
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    model = start_model(args.init, _changes(args.set))
+    model = _begin(args)
     run = Path(args.run)
     cache = Path(args.cache) if args.cache else run.parent / "features"
     source, mixture, held_out = _sources(args, model, cache, args.single_share)

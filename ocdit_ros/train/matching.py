@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ocdit_ros.model import OCDiT
+from ocdit_ros.model import Conditioning, Features, OCDiT
 from ocdit_ros.train.dataset import Batch, MixedSource, SampleSource
 
 IGNORED = -100  # of torch's cross-entropy
@@ -67,18 +67,19 @@ class Matching:
     loss: float
 
 
-def best_cosines(model: OCDiT, batch: Batch) -> Tensor:
+def best_cosines(model: OCDiT, features: Features, conditioning: Conditioning) -> Tensor:
     """Best cosine of every patch with each object's templates [B, N_O, H/s, W/s]; s: the finest stride correlated.
 
     Raises ValueError when the model has no template correlation.
     """
-    if model.correlation is None:
+    if model.correlation is None or conditioning.correlation_keys is None:
         raise ValueError("matching needs template correlation (correlation_width above 0)")
-    conditioning = model.condition(batch.templates, batch.diameters)
-    if conditioning.correlation_keys is None:
-        raise ValueError("this conditioning has no correlation keys")
-    features, stride = model.image_features(batch.images), min(model.correlation.strides)
+    stride = min(model.correlation.strides)
     return model.correlation.cosines(features, conditioning.correlation_keys, conditioning.valid, stride).amax(2)
+
+
+def _best_of_batch(model: OCDiT, batch: Batch) -> Tensor:
+    return best_cosines(model, model.image_features(batch.images), model.condition(batch.templates, batch.diameters))
 
 
 def unite(masks: Tensor, objects: int) -> Tensor:
@@ -94,7 +95,7 @@ def measure_matching(model: OCDiT, loss: MatchingLoss, batches: list[Batch]) -> 
     right, losses = [], []
     for batch in batches:
         batch = batch.to(model.device)
-        best = best_cosines(model, batch)
+        best = _best_of_batch(model, batch)
         masks = unite(batch.masks, best.shape[1])
         target = patch_targets(masks, masks.shape[-1] // best.shape[-1])
         shown = (target >= 0) & (target < best.shape[1])
@@ -154,7 +155,7 @@ def train_matching(
         here = source.at_step(step)
         count = max(round(batch_size * here.settings.batch_share), 1)
         batch = here.batch(list(range(step * batch_size, step * batch_size + count))).to(model.device)
-        best = best_cosines(model, batch)
+        best = _best_of_batch(model, batch)
         value = loss(best, unite(batch.masks, best.shape[1]))
         optimizer.zero_grad(set_to_none=True)
         value.backward()

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ocdit_ros.model import OCDiT, SamplerSettings, load_checkpoint, save_checkpoint
 from ocdit_ros.model.edm import denoising_loss
 from ocdit_ros.train.dataset import Batch, MixedSource, ObjectStore, SampleSource
-from ocdit_ros.train.matching import MatchingLoss, unite
+from ocdit_ros.train.matching import MatchingLoss, best_cosines, unite
 from ocdit_ros.train.pictures import sample_sheet
 from ocdit_ros.train.validation import encode_masks, noise_curve, validate
 
@@ -75,10 +75,9 @@ class TrainingLoss(nn.Module):
         features = model.image_features(batch.images)
         denoised = model.denoise(clean + sigma.view(-1, 1, 1, 1, 1) * noise, sigma, features, conditioning)
         loss = denoising_loss(denoised.float(), clean, sigma, model.log_variance(sigma), model.config.sigma_data)
-        if self.matching is not None and model.correlation is not None and conditioning.correlation_keys is not None:
-            stride = min(model.correlation.strides)
-            cosines = model.correlation.cosines(features, conditioning.correlation_keys, conditioning.valid, stride)
-            loss = loss + self.weight * self.matching(cosines.amax(2), unite(batch.masks, conditioning.objects))
+        if self.matching is not None:
+            best = best_cosines(model, features, conditioning)
+            loss = loss + self.weight * self.matching(best, unite(batch.masks, conditioning.objects))
         return loss
 
 
