@@ -30,6 +30,7 @@ def scores(ap, found=5, instances=10, fired=1, copies=()):
         "images": 4, "instances": instances, "AP": ap, "AP50": ap, "AP75": ap, "AR": ap, "ECE": None, "found": found,
         "wrong": 2, "absent_pairs": 50, "absent_fired": fired, "seconds_median": 1.25,
         "by_size": share, "by_visibility": share, "by_copies": list(copies) or share,
+        "kin": {"instances": 12, "shown": instances, "right": found},
         "objects": [{"object": "cat", "instances": 2, "AP": ap, "AP50": ap, "AR": ap}],
     }  # fmt: skip
 
@@ -62,6 +63,9 @@ def test_copies_and_growth_are_judged_by_the_numbers(script):
     assert list(verdicts(script, pair).values()) == [True]
     pair[script.COPIES] = {script.DEFAULT: few}
     assert list(verdicts(script, pair).values()) == [False]
+    for right, holds in ((80, True), (79, False)):
+        twins = {script.TWINS: {script.DEFAULT: scores(0.4, found=right, instances=100)}}
+        assert list(verdicts(script, twins).values()) == [holds]
     times = [timing(1, 1.0), timing(8, 2.0), timing(100, 26.0)]
     assert list(verdicts(script, {}, times).values()) == [True]
     times[-1] = timing(100, 60.0)
@@ -74,6 +78,7 @@ def test_the_page_has_every_table_and_names_what_is_missing(script):
     results = {
         "real_dev": rows, script.HELD_OUT: rows,
         script.SINGLE: {script.DEFAULT: scores(0.4)}, script.COPIES: {script.DEFAULT: scores(0.4, copies=copies)},
+        script.TWINS: {script.DEFAULT: scores(0.4)},
     }  # fmt: skip
     losses = {script.HELD_OUT: [{"stage": "found", "oracle": 0.9}, {"stage": "unseen", "oracle": 0.1}]}
     page = script.page(results, losses, [timing(1, 1.0), timing(8, 2.0)], "A machine.", ["pbr_dev: gone"])
@@ -81,6 +86,7 @@ def test_the_page_has_every_table_and_names_what_is_missing(script):
     assert "- pbr_dev: gone" in page
     assert STAGES["unseen"] in page
     assert "2-5: 75.0 % of 4" in page
+    assert "12 instances stand in one image with their twin; 10 of them" in page
     assert "| 8 | 1 | 2.00 s | 0.50 s | 2.50 s | 2.00 s | 1024 MiB |" in page
     assert page.count("| cat | 2 | 20.0 % | 40.0 % |") == 1
     assert "## real_dev: 4 images, 10 instances" in page

@@ -12,7 +12,7 @@ import pytest
 from segment_oracle import OracleNetwork, position_image, templates
 
 from ocdit_ros.evaluate import command, run, submission
-from ocdit_ros.evaluate.analysis import analyse
+from ocdit_ros.evaluate.analysis import Kin, analyse
 from ocdit_ros.evaluate.datasets import GroundTruth, ImageKey
 from ocdit_ros.evaluate.report import write_report
 from ocdit_ros.segment import Segmenter, SegmenterSettings
@@ -33,6 +33,7 @@ class PlainDataset:
 
     name, split = "plain", "test"
     categories = {CUP: "cup", BOX: "box & <lid>", TOY: "toy"}  # noqa: RUF012
+    families = {}  # noqa: RUF012
     images = [ImageKey(1, n) for n in range(4)]  # noqa: RUF012
 
     def rgb(self, key):
@@ -114,6 +115,22 @@ def test_mix_ups_are_named(finished):
     a = analyse(Swapped(), records, 0.5)
     assert a.confusion == ((CUP, TOY, 4),)
     assert a.errors == {"another object": 4, "background": 4}
+
+
+def test_members_of_a_family_are_told_apart_or_not(finished):
+    _, _, records = finished
+
+    class Relatives(PlainDataset):
+        families = {CUP: "a", BOX: "b", TOY: "a"}  # noqa: RUF012
+
+        def ground_truth(self, key):  # a cup where the cup is seen; a toy where the box is, once where the cup is
+            toy = PLACES[CUP] if key.image_id == 3 else PLACES[BOX]
+            found = [GroundTruth(CUP, rectangle(*PLACES[CUP]), 1.0), GroundTruth(TOY, rectangle(*toy), 1.0)]
+            return found[: 1 if key.image_id == 0 else 2]
+
+    # images 1 to 3 have both: the toy is shown in 3 alone, and there it is taken for the cup
+    assert analyse(Relatives(), records, 0.5).kin == Kin(6, 4, 3)
+    assert analyse(PlainDataset(), records, 0.5).kin == Kin(0, 0, 0)
 
 
 def test_an_ignored_instance_is_neither_missed_nor_wrong(finished):

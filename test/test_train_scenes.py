@@ -193,6 +193,30 @@ def test_one_object_is_repeated_as_often_as_asked(store, data, tmp_path):
         generate(data, tmp_path / "none", copies=(3, 2))
 
 
+def test_twins_differ_in_size_alone(data, tmp_path):
+    source = data / "objects" / "train"
+    assert shards.generate_twins(tmp_path, "val", 2, source, 1.4, seed=3, progress=False) == 4
+    index = ob.read_index(tmp_path / "objects" / "val")
+    small, large = sorted(index, key=lambda key: (index[key]["family"], len(key)))[:2]
+    assert index[small]["family"] == index[large]["family"] and large == f"{small}-x1.4"
+    assert (
+        index[large]["diameter"] == pytest.approx(1.4 * index[small]["diameter"], abs=1e-5)
+        and index[large]["diameter"] <= 0.35
+    )
+    first, second = (ob.load_object(tmp_path / "objects" / "val", key) for key in (small, large))
+    assert np.allclose(second.vertices, first.vertices * 1.4) and np.array_equal(second.texture, first.texture)
+    pictures = [np.load(tmp_path / "objects" / "val" / f"{key}.npz") for key in (small, large)]
+    assert np.abs(pictures[0]["images"].astype(int) - pictures[1]["images"]).mean() < 1, "they look the same"
+    assert pictures[1]["diameter"] == pytest.approx(1.4 * pictures[0]["diameter"])
+    first_time = {key: (tmp_path / "objects" / "val" / f"{key}.npz").read_bytes() for key in index}
+    shards.generate_twins(tmp_path, "val", 2, source, 1.4, seed=3, progress=False)
+    assert first_time == {key: (tmp_path / "objects" / "val" / f"{key}.npz").read_bytes() for key in index}
+    with pytest.raises(ValueError, match="can be enlarged"):
+        shards.generate_twins(tmp_path, "val", 10**6, source, 1.4)
+    with pytest.raises(ValueError, match="ratio must be above 1"):
+        shards.generate_twins(tmp_path, "val", 2, source, 1.0)
+
+
 def test_brightness_of_templates_and_scenes_differ_but_not_the_hue_class():
     """Tints stay mild: no channel is moved by more than a factor of two, and white stays about white."""
     tints = np.array([sc._tint(np.random.default_rng(i)) for i in range(300)])

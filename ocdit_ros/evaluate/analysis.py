@@ -41,6 +41,17 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Kin:
+    """Instances that stand in one image with another object of their family (shape or print shared), and what they
+    were taken for.
+    """
+
+    instances: int
+    shown: int  # a detection of a member of the family has IoU above 0.5
+    right: int  # the best of those names the right member
+
+
+@dataclass(frozen=True)
 class ImageQuality:
     """One image at the score threshold; quality is panoptic quality, TP IoUs / (TP + FP / 2 + FN / 2)."""
 
@@ -73,6 +84,7 @@ class Analysis:
     by_copies: tuple[Share, ...]
     confusion: tuple[tuple[int, int, int], ...]  # (reported as, truly, count), most frequent first
     errors: dict[str, int]  # wrong detections by kind
+    kin: Kin
     per_image: tuple[ImageQuality, ...]
 
     @property
@@ -99,6 +111,7 @@ def analyse(dataset: Dataset, records: Sequence[Record], threshold: float) -> An
     errors: Counter[str] = Counter()
     per_image = []
     absent_pairs = absent_fired = 0
+    kin: Counter[str] = Counter()
     for key, instances in truth.items():
         record = by_key[key]
         kept = [d for d in record.detections if d.score >= threshold]
@@ -111,6 +124,7 @@ def analyse(dataset: Dataset, records: Sequence[Record], threshold: float) -> An
                 found_by["size"].append((float(np.sqrt(instance.mask.sum())), hit))
                 found_by["visible"].append((instance.visible_fraction, hit))
                 found_by["copies"].append((copies[instance.category_id], hit))
+        kin.update(_kin(dataset.families, kept, instances, ious))
         wrong = 0
         for d, detection in enumerate(kept):
             if d in matched or d in excused:
@@ -154,6 +168,7 @@ def analyse(dataset: Dataset, records: Sequence[Record], threshold: float) -> An
         by_copies=_shares(found_by["copies"], COPIES, lambda a, b: f"{a}" if b - a == 1 else f"{a}-{b - 1}"),
         confusion=tuple((a, b, n) for (a, b), n in confusion.most_common()),
         errors=dict(errors),
+        kin=Kin(kin["instances"], kin["shown"], kin["right"]),
         per_image=tuple(per_image),
     )
 
@@ -187,6 +202,25 @@ def _match(kept: list, instances: list[GroundTruth], ious: np.ndarray) -> tuple[
         else:
             matched[d] = best
     return matched, excused
+
+
+def _kin(families: dict[int, str], kept: list, instances: list[GroundTruth], ious: np.ndarray) -> Counter[str]:
+    """Counts of one image for Kin."""
+    counts: Counter[str] = Counter()
+    family = [families.get(g.category_id) for g in instances]
+    members: dict[str | None, set[int]] = defaultdict(set)
+    for name, instance in zip(family, instances, strict=True):
+        if not instance.ignored:
+            members[name].add(instance.category_id)
+    for n, instance in enumerate(instances):
+        if instance.ignored or family[n] is None or len(members[family[n]]) < 2:
+            continue
+        over = [d for d, one in enumerate(kept) if families.get(one.category_id) == family[n] and ious[d, n] > 0.5]
+        counts["instances"] += 1
+        counts["shown"] += bool(over)
+        best = max(over, key=lambda d: kept[d].score, default=None)
+        counts["right"] += best is not None and kept[best].category_id == instance.category_id
+    return counts
 
 
 def _error(category: int, instances: list[GroundTruth], ious: np.ndarray) -> tuple[str, int | None]:

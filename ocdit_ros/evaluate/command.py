@@ -117,7 +117,7 @@ def summary(dataset: Dataset, a: Analysis) -> dict[str, Any]:
         "found": a.found, "wrong": a.wrong, "absent_pairs": a.absent_pairs, "absent_fired": a.absent_fired,
         "stages": {k: number(v) for k, v in a.stages.items()},
         "by_size": share(a.by_size), "by_visibility": share(a.by_visibility), "by_copies": share(a.by_copies),
-        "errors": a.errors,
+        "errors": a.errors, "kin": dataclasses.asdict(a.kin),
         "objects": [
             {"object": dataset.categories[o.category_id], "instances": o.instances, "AP": number(o.ap),
              "AP50": number(o.ap50), "AR": number(o.ar)}

@@ -67,6 +67,7 @@ class Dataset(Protocol):
     name: str  # as in a BOP result file name: no underscore, no hyphen
     split: str
     categories: dict[int, str]  # object id -> name
+    families: dict[int, str]  # object id -> what it shares shape or print with; empty where that is not known
 
     @property
     def images(self) -> list[ImageKey]:
@@ -155,6 +156,7 @@ class BopDataset:
             raise DatasetError(f"'{self.root}' has no folder '{split}' (found: {', '.join(found)}); choose a split.")
         self._models = self._read_models()
         self.categories = {number: spec.name for number, spec in self._models.items()}
+        self.families: dict[int, str] = {}  # the format does not tell
         self._scenes: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
         self._images = self._find_images(targets)
 
@@ -304,7 +306,7 @@ class ShardDataset:
         index = _read_json(self._objects / "index.json")
         self._keys = dict(enumerate(sorted(index), start=1))
         self._ids = {key: number for number, key in self._keys.items()}
-        self._families = {self._ids[key]: str(row.get("family", key)) for key, row in index.items()}
+        self.families = {self._ids[key]: str(row.get("family", key)) for key, row in index.items()}
         self.categories = dict(self._keys)
         self.name = result_name(Path(shards).resolve().name)
         self.split = "val"

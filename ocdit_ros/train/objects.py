@@ -10,6 +10,7 @@ validation split.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -297,6 +298,18 @@ def draw_family(
         metres = float(np.clip(size * scale, 0.03, 0.35))
         found.append(assemble(f"{name}{'abc'[member]}", parts, paints, metres, stretch, sheen, info, dent))
     return found
+
+
+def enlarged(item: TrainObject, ratio: float) -> TrainObject:
+    """The same object, print and all, ``ratio`` times as large; of one family with the first."""
+    diameter = item.diameter * ratio
+    return dataclasses.replace(
+        item,
+        key=f"{item.key}-x{ratio:g}",
+        vertices=(item.vertices * ratio).astype(np.float32),
+        diameter=diameter,
+        info=dict(item.info, diameter=round(diameter, 6)),
+    )
 
 
 # --- store ---------------------------------------------------------------------------------------------------------

@@ -115,6 +115,52 @@ def generate_objects(
     return len(ob.read_index(folder)) if (folder / "index.json").is_file() else 0
 
 
+def _start_twins(store: str, folder: str, ratio: float) -> None:
+    cv2.setNumThreads(0)
+    _worker.update(store=store, folder=Path(folder), ratio=ratio)
+
+
+def _make_twins(key: str) -> dict[str, dict[str, Any]]:
+    made = {}
+    item = ob.load_object(_worker["store"], key)
+    for twin in (item, ob.enlarged(item, _worker["ratio"])):
+        templates = ob.templates_of(twin)
+        ob.save_object(_worker["folder"], twin)
+        ob.save_templates(_worker["folder"], templates)
+        made[twin.key] = dict(twin.info, colour=ob.mean_colour(templates))
+    return made
+
+
+def generate_twins(
+    out: Path | str, split: str, count: int, twins_of: Path | str, ratio: float = 1.5, seed: int = 0, workers: int = 1,
+    progress: bool = True,
+) -> int:  # fmt: skip
+    """Objects of the store ``twins_of``, each beside itself ``ratio`` times as large, into ``out``/objects/``split``.
+
+    Shape and print are the same, so only the size tells the two, of one family, apart. ``count`` objects are
+    drawn, one of a family at most, none that would be larger than 0.35 m. The two stores may be one. Returns the number
+    of objects.
+    """
+    if split not in ob.SPLITS:
+        raise ValueError(f"split must be one of {', '.join(ob.SPLITS)}, got {split!r}")
+    if not 1 < ratio <= 4:
+        raise ValueError(f"ratio must be above 1 and at most 4, got {ratio:g}")
+    index = ob.read_index(twins_of)
+    first = {row["family"]: key for key, row in sorted(index.items(), reverse=True)}
+    fitting = sorted(key for key in first.values() if index[key]["diameter"] * ratio <= 0.35)
+    if len(fitting) < count:
+        raise ValueError(f"{twins_of} has {len(fitting)} objects that can be enlarged {ratio:g} times, not {count}.")
+    keys = sorted(str(key) for key in ob.seeded(seed, split, "twins").choice(fitting, count, replace=False))
+    folder = Path(out) / "objects" / split
+    folder.mkdir(parents=True, exist_ok=True)
+    made = _map(_make_twins, keys, workers, _start_twins, (str(twins_of), str(folder), ratio))
+    fresh: dict[str, dict[str, Any]] = {}
+    for pair in tqdm(made, total=count, unit="pair", disable=not progress, mininterval=5.0):
+        fresh |= pair
+    ob.update_index(folder, fresh)
+    return len(fresh)
+
+
 def _start_templates(folder: str) -> None:
     cv2.setNumThreads(0)
     _worker.update(folder=Path(folder))

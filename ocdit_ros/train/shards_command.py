@@ -14,8 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``ocdit train data``."""
     parser.add_argument(
         "what",
-        choices=["objects", "scenes", "templates", "sheet", "statistics"],
-        help="make objects, scenes of them, or the objects' templates anew; draw a contact sheet; count",
+        choices=["objects", "twins", "scenes", "templates", "sheet", "statistics"],
+        help="make objects, objects in two sizes, scenes, or the objects' templates anew; draw a contact sheet; count",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the data set")
     parser.add_argument("--split", choices=["train", "val"], default="train")
@@ -33,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=16, help="paths per pixel (with: scenes --renderer cycles)")
     parser.add_argument("--copies", type=int, nargs=2, metavar=("LOWEST", "HIGHEST"),
                         help="one object of each scene so often, all others once (with: scenes)")  # fmt: skip
+    parser.add_argument("--twins-of", type=Path, metavar="STORE", help="objects to make twins of (with: twins)")
+    parser.add_argument("--ratio", type=float, default=1.5, help="of the diameters of two twins (with: twins)")
     parser.add_argument("--sheet", type=Path, help="picture file to write (with: sheet)")
     parser.add_argument("--shards", type=Path, action="append", default=[],
                         help="folder of shards to compare (with: statistics)")  # fmt: skip
@@ -45,12 +47,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     a = arguments
     try:
-        if a.what in ("objects", "scenes") and a.count is None:
+        if a.what in ("objects", "twins", "scenes") and a.count is None:
             raise ValueError(f"{a.what}: say how many with --count")
         if a.what == "objects":
             total = shards.generate_objects(
                 a.out, a.split, a.count, a.seed, a.prefix or "p0", a.photos, a.meshes, a.workers
             )
+            print(f"{total} objects in {a.out / 'objects' / a.split}")
+        elif a.what == "twins":
+            if a.twins_of is None:
+                raise ValueError("twins: name the folder of the objects with --twins-of")
+            total = shards.generate_twins(a.out, a.split, a.count, a.twins_of, a.ratio, a.seed, a.workers)
             print(f"{total} objects in {a.out / 'objects' / a.split}")
         elif a.what == "templates":
             total = shards.render_templates(a.out, a.split, a.workers)
