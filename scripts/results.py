@@ -32,14 +32,14 @@ from ocdit_ros.segment.weights import default_weights  # noqa: E402  (after the 
 
 SHARED = Path(os.environ.get("OCDIT_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
-BASELINE, COARSE, REFINE = "template correlation (baseline)", "coarse only", "coarse + refine"
-DEFAULT, ENSEMBLE = "coarse + refine + mirrored view (default)", "default + ensemble of 3 noises"
+BASELINE, COARSE, DEFAULT = "template correlation (baseline)", "coarse only", "coarse + refine (default)"
+MIRRORED, ENSEMBLE = "default + mirrored view", "default + ensemble of 3 noises"
 #: Row of the table -> options of `ocdit evaluate`.
 METHODS: dict[str, list[str]] = {
     BASELINE: ["--method", "correlation"],
-    COARSE: ["--no-refine", "--augmentations", "1", "--coarse-size", "512"],
-    REFINE: ["--augmentations", "1"],
+    COARSE: ["--no-refine", "--coarse-size", "512"],
     DEFAULT: [],
+    MIRRORED: ["--augmentations", "2"],
     ENSEMBLE: ["--ensemble", "3"],
 }
 HELD_OUT, SINGLE, COPIES = "held-out synthetic", "one copy of each object", "2 to 5 copies of an object"

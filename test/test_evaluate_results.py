@@ -88,7 +88,7 @@ def test_the_page_has_every_table_and_names_what_is_missing(script):
     assert "2-5: 75.0 % of 4" in page
     assert "12 instances stand in one image with their twin; 10 of them" in page
     assert "| 8 | 1 | 2.00 s | 0.50 s | 2.50 s | 2.00 s | 1024 MiB |" in page
-    assert page.count("| cat | 2 | 20.0 % | 40.0 % |") == 1
+    assert page.count("| cat | 2 | 20.0 % | 30.0 % |") == 1
     assert "## real_dev: 4 images, 10 instances" in page
 
 

@@ -276,7 +276,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         minimum=1, maximum=64,
     ),
     Parameter(
-        "augmentations", Type.INTEGER, 2, Takes.NOW,
+        "augmentations", Type.INTEGER, 1, Takes.NOW,
         "Views of a crop that are averaged: 1 is the plain one, 2 adds its mirror image, more are shifted and scaled "
         "(N_aug of the paper). Time grows in proportion.",
         minimum=1, maximum=8,

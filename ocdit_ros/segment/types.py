@@ -65,7 +65,7 @@ class SegmenterSettings:
     steps: int = 1  # network evaluations of one sample
     solver: str = "euler"
     ensemble: int = 1  # noises per view (N_ensemble of the paper)
-    augmentations: int = 2  # views per crop: the plain one, the mirrored one, then shifted and scaled ones (N_aug)
+    augmentations: int = 1  # views per crop: the plain one, the mirrored one, then shifted and scaled ones (N_aug)
     refine: bool = True  # look again at an enlarged crop of every proposal
     seed: int = 0
     group_size: int = 8  # objects that the network sees together
