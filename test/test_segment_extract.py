@@ -153,6 +153,46 @@ def test_small_masks_and_crumbs_go():
         assert extract.without_specks(mask).sum() == left
 
 
+def test_pinholes_are_closed_and_other_holes_are_not():
+    whole_mask = np.zeros((40, 40), bool)
+    whole_mask[5:35, 5:35] = True  # 900 pixels: holes of up to 8 are below a hundredth of what is left
+    everywhere = np.ones((40, 40), bool)
+
+    def pierced(*holes):
+        mask = whole_mask.copy()
+        for y, x, h, w in holes:
+            mask[y : y + h, x : x + w] = False
+        return mask
+
+    assert (extract.without_pinholes(pierced((10, 10, 2, 4), (20, 20, 1, 1)), everywhere) == whole_mask).all()
+    large = pierced((10, 10, 3, 3))  # 9 of 891
+    assert (extract.without_pinholes(large, everywhere) == large).all()
+    bay = pierced((10, 5, 1, 2), (34, 20, 1, 1), (5, 30, 1, 1), (20, 34, 1, 1))  # open to the outside
+    assert (extract.without_pinholes(bay, everywhere) == bay).all()
+    corner = pierced((10, 10, 1, 1), (11, 11, 1, 1))  # two holes that meet at a corner are two
+    assert (extract.without_pinholes(corner, everywhere) == whole_mask).all()
+    hole = pierced((10, 10, 2, 2), (20, 20, 2, 2))
+    occupied = everywhere.copy()
+    occupied[11, 11] = False  # something else is seen there
+    assert (extract.without_pinholes(hole, occupied) == pierced((10, 10, 2, 2))).all()
+    for cut in (np.s_[:, 6:], np.s_[:, :30], np.s_[6:], np.s_[:30]):  # at the edge of what was looked at
+        notched = pierced((6, 20, 1, 2), (20, 6, 2, 1), (29, 20, 1, 2), (20, 29, 2, 1))[cut]
+        closed = extract.without_pinholes(notched, everywhere[cut])
+        assert (~closed & whole_mask[cut]).sum() == 2
+    nothing = np.zeros((5, 5), bool)
+    assert not extract.without_pinholes(nothing, ~nothing).any()
+
+
+def test_a_hole_in_which_another_object_lies_stays_one():
+    below = candidate(0, 0.8, 0, 0, 30, 30)
+    on_top = candidate(1, 0.95, 10, 10, 2, 4)
+    kept = {c.index: mask for c, mask in extract.resolve([below, on_top], 40, 40, 0.5, 1)}
+    assert kept[0].sum() == 900 - 8 and kept[1].sum() == 8
+    below.confidence[20, 20] = 0.4
+    kept = {c.index: mask for c, mask in extract.resolve([below, on_top], 40, 40, 0.5, 1)}
+    assert kept[0].sum() == 900 - 8 and kept[0][20, 20]
+
+
 # The same by plain rules, over random input -----------------------------------------------------------------------
 
 
@@ -214,6 +254,8 @@ def test_resolve_by_plain_rules(seed):
     wanted = []
     for number, one in enumerate(kept, start=1):
         mask = extract.without_specks(owner == number)
+        part = np.s_[one.y : one.y + one.confidence.shape[0], one.x : one.x + one.confidence.shape[1]]
+        mask[part] = extract.without_pinholes(mask[part], owner[part] == 0)
         if mask.sum() >= 12:
             wanted.append((one, mask))
     shuffled = [candidates[n] for n in np.random.default_rng(seed).permutation(8)]
