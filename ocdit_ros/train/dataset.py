@@ -377,13 +377,23 @@ class SampleSource:
 
     @staticmethod
     def _jitter(image: Tensor, rng: np.random.Generator) -> Tensor:
-        """Exposure, gamma, colour cast and contrast, on top of the renderer's own sensor model."""
-        gain = torch.from_numpy(np.exp(rng.normal(0, 0.06, (3, 1, 1)) + rng.normal(0, 0.12)).astype(np.float32))
-        image = (image * gain).clamp(1e-4, 1) ** float(np.exp(rng.normal(0, 0.12)))
+        """Exposure, gamma, colour cast, saturation and contrast, on top of the renderer's own sensor model.
+
+        Four of ten pictures are changed 2.5 times as much and have more contrast: cameras that clip shadows and lights
+        are common, and in such photographs plain objects were missed.
+        """
+        hard = rng.random() < 0.4
+        scale = 2.5 if hard else 1.0
+
+        def factor(spread: float, middle: float = 0.0) -> float:
+            return float(np.exp(rng.normal(middle, scale * spread)))
+
+        cast = torch.from_numpy(np.exp(rng.normal(0, scale * 0.06, (3, 1, 1))).astype(np.float32))
+        image = (image * cast * factor(0.12)).clamp(1e-4, 1) ** factor(0.12)
         grey = image.mean(0, keepdim=True)
-        image = grey + (image - grey) * float(np.exp(rng.normal(0, 0.2)))
+        image = grey + (image - grey) * factor(0.2)
         middle = image.mean()
-        return (middle + (image - middle) * float(np.exp(rng.normal(0, 0.12)))).clamp(0, 1)
+        return (middle + (image - middle) * factor(0.12, 0.25 if hard else 0.0)).clamp(0, 1)
 
     def batch(self, indices: list[int]) -> Batch:
         """Collate samples of the given indices."""
