@@ -398,6 +398,33 @@ trainer.leave()
     assert curves[0][-1] < curves[0][0]
 
 
+def test_processes_whose_clocks_differ_end_at_the_same_step(data, tmp_path):
+    """Each saw its own time run out, one step apart now and then, and the others waited for it without end."""
+    script = tmp_path / "run.py"
+    script.write_text(f"""
+import sys, os, pathlib, time, types
+sys.path.insert(0, {str(pathlib_test_dir())!r})
+import torch
+torch.set_num_threads(1)
+import ocdit_ros.train.trainer as module
+from test_train_trainer import Trainer, TrainerSettings, source, tiny
+fast = 1 + 3 * int(os.environ['RANK'])
+module.time = types.SimpleNamespace(monotonic=lambda: fast * time.monotonic(), process_time=time.process_time)
+data = pathlib.Path({str(data)!r})
+settings = TrainerSettings(time_budget=3.0, batch_size=4, warmup=2, validate_every=1e9)
+held_out = [source(data, tiny(), zoom=0.0).batch([0, 1])]
+trainer = Trainer(tiny(), source(data, tiny()), sys.argv[1], settings, held_out)
+trainer.run(quiet=True)
+pathlib.Path(sys.argv[1], f"steps-{{os.environ['RANK']}}").write_text(f"{{trainer.step}} {{trainer.learning_rate()}}")
+trainer.leave()
+""")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ended = subprocess.run([*launcher, str(script), str(tmp_path)], timeout=300, capture_output=True, text=True)
+    assert not ended.returncode, ended.stderr[-3000:]
+    first, second = ((tmp_path / f"steps-{rank}").read_text() for rank in range(2))
+    assert first == second and int(first.split()[0]) > 1
+
+
 def pathlib_test_dir():
     """Folder of this file, for the processes that import it."""
     import pathlib

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -226,7 +227,7 @@ class Trainer:
         while self.progress() < 1:
             start = clock()
             loss = self.train_step()
-            self.elapsed += clock() - start
+            self.elapsed = self._of_main(self.elapsed + clock() - start)
             now = time.monotonic()
             smooth = loss if math.isnan(smooth) else 0.99 * smooth + 0.01 * loss
             if not math.isfinite(loss):
@@ -250,6 +251,13 @@ class Trainer:
             self.save()
         bar.close()
         return self.ema
+
+    def _of_main(self, value: float) -> float:
+        """What the main process says: where clocks decide, processes would end or slow down at different steps."""
+        if self.accelerator.num_processes == 1:
+            return value
+        said: Tensor = broadcast(torch.tensor([value], dtype=torch.float64, device=self.accelerator.device))
+        return float(said)
 
     def leave(self) -> None:
         """End this process of several, all together; a process that is alone goes on.
