@@ -78,19 +78,14 @@ def active(node, weights):
     return node
 
 
-def segmenter_of(folder, weights, meshes, numbers):
-    """The same segmenter in this process, with these objects in this order: an untrained network depends on it."""
-    settings = SegmenterSettings(**{name: {**parameters.defaults(), **QUICK}[name] for name in SETTINGS})
-    segmenter = Segmenter.from_checkpoint(weights, settings=settings, cache=TemplateCache(folder / "cache"))
-    for number in numbers:
-        segmenter.add_object(ObjectSpec(f"obj_{number:06d}", str(meshes / f"obj_{number:06d}.ply"), 0.001))
-    return segmenter
-
-
 @pytest.fixture(scope="module")
 def expected(folder, weights, meshes):
-    """The segmenter of a node whose objects never changed."""
-    return segmenter_of(folder, weights, meshes, (1, 2))
+    """The same segmenter in this process."""
+    settings = SegmenterSettings(**{name: {**parameters.defaults(), **QUICK}[name] for name in SETTINGS})
+    segmenter = Segmenter.from_checkpoint(weights, settings=settings, cache=TemplateCache(folder / "cache"))
+    for number in (1, 2):
+        segmenter.add_object(ObjectSpec(f"obj_{number:06d}", str(meshes / f"obj_{number:06d}.ply"), 0.001))
+    return segmenter
 
 
 def result_of(received, head, timeout=120):
@@ -197,12 +192,12 @@ def test_objects_come_and_go_while_active(active, meshes, picture):
     assert active.trigger("reload_objects", 120).message == "2 objects: 1 read, 1 unchanged, 0 removed"
 
 
-def test_with_a_warm_start_frames_continue_and_ids_are_the_labels(active, folder, weights, meshes, picture):
+def test_with_a_warm_start_frames_continue_and_ids_are_the_labels(active, expected, picture):
     detections, labels = active.detections(), active.listen("label_image", Image)
     received = active.diagnostics()
     camera = active.matched()
     assert active.set("warm_start", True) == ""
-    instances = segmenter_of(folder, weights, meshes, (2, 1)).segment(picture)  # the first one has gone and come back
+    instances = expected.segment(picture)
     for number in (550, 551):
         camera.publish(image(picture, header(number)))
         found = result_of(detections, header(number)).detections
