@@ -193,6 +193,13 @@ def test_objects_come_and_go_while_active(active, meshes, picture):
 
 
 def test_with_a_warm_start_frames_continue_and_ids_are_the_labels(active, expected, picture):
+    for way in (
+        "deactivate",
+        "cleanup",
+        "configure",
+        "activate",
+    ):  # an untrained network minds which slots objects have
+        assert active.transition(way, 240)
     detections, labels = active.detections(), active.listen("label_image", Image)
     received = active.diagnostics()
     camera = active.matched()
