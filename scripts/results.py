@@ -259,9 +259,8 @@ def requirements(results: dict[str, dict[str, dict[str, Any]]], timing: Sequence
         claim(text, f"{percent(many)} against {percent(one)}", many >= 0.8 * one)
     if (twins := results.get(TWINS, {}).get(DEFAULT)) and (shown := twins["kin"]["shown"]):
         share = twins["kin"]["right"] / shown
-        claim(
-            "same shape in two sizes, both in view: the right one in 80 % of those shown", percent(share), share >= 0.8
-        )
+        text = "same shape in two sizes, both in view: the right one in 80 % of those shown"
+        claim(text, percent(share), share >= 0.8)
     if len(timing) > 1:
         first, last = (row["seconds"]["coarse"] / groups(row["objects"]) for row in (timing[1], timing[-1]))
         claim("the coarse pass grows with the number of groups", f"{last / first:.2f} times the time of a group at "
@@ -282,13 +281,12 @@ def objects(rows: dict[str, dict[str, Any]]) -> list[str]:
 def sizes(r: dict[str, Any]) -> list[str]:
     """Twins that stand in one image: how often the detection names the right one."""
     kin = r["kin"]
-    lines = [
-        "Held-out objects, each beside itself 1.5 times as large in the catalogue and, by the drawing of look-alikes,"
+    return [
+        "Held-out objects, each beside itself 1.5 times as large in the catalogue and, by the drawing of look-alikes,",
+        f"often in the image; {r['images']} images. {kin['instances']} instances stand in one image with their "
+        f"twin; {kin['shown']} of them are shown by a detection of either (IoU above 0.5, at the score threshold), "
+        f"and {kin['right']} by their own name. AP {percent(r['AP'])}.",
     ]
-    lines += [f"often in the image; {r['images']} images. {kin['instances']} instances stand in one image with their "
-              f"twin; {kin['shown']} of them are shown by a detection of either (IoU above 0.5, at the score "
-              f"threshold), and {kin['right']} by their own name. AP {percent(r['AP'])}."]  # fmt: skip
-    return lines
 
 
 def lost(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -193,12 +193,8 @@ def test_objects_come_and_go_while_active(active, meshes, picture):
 
 
 def test_with_a_warm_start_frames_continue_and_ids_are_the_labels(active, expected, picture):
-    for way in (
-        "deactivate",
-        "cleanup",
-        "configure",
-        "activate",
-    ):  # an untrained network minds which slots objects have
+    # an untrained network minds which slots objects have, and these have come and gone
+    for way in ("deactivate", "cleanup", "configure", "activate"):
         assert active.transition(way, 240)
     detections, labels = active.detections(), active.listen("label_image", Image)
     received = active.diagnostics()

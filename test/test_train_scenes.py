@@ -199,10 +199,8 @@ def test_twins_differ_in_size_alone(data, tmp_path):
     index = ob.read_index(tmp_path / "objects" / "val")
     small, large = sorted(index, key=lambda key: (index[key]["family"], len(key)))[:2]
     assert index[small]["family"] == index[large]["family"] and large == f"{small}-x1.4"
-    assert (
-        index[large]["diameter"] == pytest.approx(1.4 * index[small]["diameter"], abs=1e-5)
-        and index[large]["diameter"] <= 0.35
-    )
+    assert index[large]["diameter"] == pytest.approx(1.4 * index[small]["diameter"], abs=1e-5)
+    assert index[large]["diameter"] <= 0.35
     first, second = (ob.load_object(tmp_path / "objects" / "val", key) for key in (small, large))
     assert np.allclose(second.vertices, first.vertices * 1.4) and np.array_equal(second.texture, first.texture)
     pictures = [np.load(tmp_path / "objects" / "val" / f"{key}.npz") for key in (small, large)]

@@ -4,6 +4,7 @@
 
 """Trainer: samples by index, exact resume, several processes, measures."""
 
+import dataclasses
 import io
 import json
 import signal
@@ -16,10 +17,11 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from ocdit_ros.model import ModelConfig, OCDiT, SamplerSettings, load_checkpoint
+from ocdit_ros.model import ModelConfig, OCDiT, SamplerSettings, load_checkpoint, save_checkpoint
+from ocdit_ros.train import command
 from ocdit_ros.train.dataset import MixedSource, ObjectStore, SampleSettings, SampleSource, SceneShards
 from ocdit_ros.train.pictures import strip
-from ocdit_ros.train.trainer import Trainer, TrainerSettings, start_model, stratified_sigma
+from ocdit_ros.train.trainer import Trainer, TrainerSettings, mean_of, start_model, stratified_sigma
 from ocdit_ros.train.vae import draw_masks, reconstruction_iou, train_vae
 from ocdit_ros.train.validation import average_precision, encode_masks, noise_curve, score_queries, validate
 
@@ -423,6 +425,36 @@ trainer.leave()
     assert not ended.returncode, ended.stderr[-3000:]
     first, second = ((tmp_path / f"steps-{rank}").read_text() for rank in range(2))
     assert first == second and int(first.split()[0]) > 1
+
+
+def test_the_mean_of_checkpoints_is_exported(tmp_path, monkeypatch):
+    models, config = [], tiny().config
+    for number in range(3):
+        torch.manual_seed(number)
+        models.append(OCDiT(config))
+        with torch.no_grad():
+            models[-1].final[-1].weight.normal_()  # starts at zero
+            next(b for b in models[-1].buffers() if b.is_floating_point()).add_(number)
+        save_checkpoint(models[-1], tmp_path / f"{number}.safetensors", {"number": number})
+    others = [str(tmp_path / f"{number}.safetensors") for number in (1, 2)]
+    words = ["train", "export", str(tmp_path / "0.safetensors"), str(tmp_path / "mean.safetensors")]
+    monkeypatch.setattr(sys, "argv", ["ocdit", *words, "--mean-with", *others])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert not ended.value.code
+    mean = load_checkpoint(tmp_path / "mean.safetensors")
+    assert mean.provenance["number"] == 0
+    states = [model.state_dict() for model in models]
+    for name, value in mean.state_dict().items():
+        if value.is_floating_point():
+            wanted = torch.stack([state[name] for state in states]).mean(0)
+            assert torch.allclose(value, wanted, rtol=1e-3, atol=1e-3), name  # half precision
+        else:
+            assert torch.equal(value, states[0][name]), name
+    assert not torch.allclose(mean.final[-1].weight, models[0].final[-1].weight, atol=0.1)
+    wide = OCDiT(dataclasses.replace(config, width=2 * config.width))
+    with pytest.raises(ValueError, match="networks of one shape"):
+        mean_of(models[0], [wide])
 
 
 def pathlib_test_dir():

@@ -93,6 +93,10 @@ def add_parser(subparsers: Any) -> None:
     export = stages.add_parser("export", help="half-precision weights for shipping")
     export.add_argument("checkpoint")
     export.add_argument("out")
+    export.add_argument(
+        "--mean-with", nargs="+", default=[], metavar="CHECKPOINT",
+        help="export the mean of the weights of all these; config and provenance are those of the first",
+    )  # fmt: skip
     export.add_argument("--provenance", help="JSON file whose entries are added to the provenance")
 
 
@@ -317,8 +321,9 @@ def _export(args: argparse.Namespace) -> int:
     import torch
 
     from ocdit_ros.model import load_checkpoint, save_checkpoint
+    from ocdit_ros.train.trainer import mean_of
 
-    model = load_checkpoint(args.checkpoint)
+    model = mean_of(load_checkpoint(args.checkpoint), [load_checkpoint(path) for path in args.mean_with])
     extra = json.loads(Path(args.provenance).read_text(encoding="utf-8")) if args.provenance else {}
     save_checkpoint(model, args.out, {**model.provenance, **extra}, torch.float16)
     return 0

@@ -39,19 +39,24 @@ def _start_objects(folder: str, split: str, seed: int, prefix: str, photos: str 
     _worker["sources"] = None if meshes is None else mesh_sources(meshes, split)
 
 
-def _make_family(number: int) -> dict[str, dict[str, Any]]:
+def _keep(items: Iterable[ob.TrainObject]) -> dict[str, dict[str, Any]]:
+    """Objects and their templates to the worker's folder; their entries of the index."""
     made = {}
-    w = _worker
-    if w["sources"] is None:
-        family = ob.draw_family(w["seed"], w["split"], number, w["prefix"], w["photos"])
-    else:
-        family = draw_mesh_family(w["seed"], w["split"], number, w["sources"][number], w["prefix"], w["photos"])
-    for item in family:
+    for item in items:
         templates = ob.templates_of(item)
         ob.save_object(_worker["folder"], item)
         ob.save_templates(_worker["folder"], templates)
         made[item.key] = dict(item.info, colour=ob.mean_colour(templates))
     return made
+
+
+def _make_family(number: int) -> dict[str, dict[str, Any]]:
+    w = _worker
+    if w["sources"] is None:
+        family = ob.draw_family(w["seed"], w["split"], number, w["prefix"], w["photos"])
+    else:
+        family = draw_mesh_family(w["seed"], w["split"], number, w["sources"][number], w["prefix"], w["photos"])
+    return _keep(family)
 
 
 def _text(path: Path | str | None) -> str | None:
@@ -121,14 +126,8 @@ def _start_twins(store: str, folder: str, ratio: float) -> None:
 
 
 def _make_twins(key: str) -> dict[str, dict[str, Any]]:
-    made = {}
     item = ob.load_object(_worker["store"], key)
-    for twin in (item, ob.enlarged(item, _worker["ratio"])):
-        templates = ob.templates_of(twin)
-        ob.save_object(_worker["folder"], twin)
-        ob.save_templates(_worker["folder"], templates)
-        made[twin.key] = dict(twin.info, colour=ob.mean_colour(templates))
-    return made
+    return _keep((item, ob.enlarged(item, _worker["ratio"])))
 
 
 def generate_twins(

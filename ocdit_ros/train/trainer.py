@@ -15,13 +15,15 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from ocdit_ros.model import OCDiT, SamplerSettings, load_checkpoint, save_checkpoint
@@ -80,6 +82,22 @@ class TrainingLoss(nn.Module):
             best = best_cosines(model, features, conditioning)
             loss = loss + self.weight * self.matching(best, unite(batch.masks, conditioning.objects))
         return loss
+
+
+def mean_of(model: OCDiT, others: Sequence[OCDiT]) -> OCDiT:
+    """`model` with the mean of all their weights; its configuration and provenance stay.
+
+    Of models that were trained from one another such a mean is often better than each (Wortsman et al. 2022, "Model
+    soups"). Raises ValueError for networks of another shape.
+    """
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    for other in others:
+        if {name: value.shape for name, value in other.state_dict().items()} != shapes:
+            raise ValueError("a mean of weights needs networks of one shape; these checkpoints differ in it")
+    mean = AveragedModel(model, use_buffers=True)
+    for one in (model, *others):
+        mean.update_parameters(one)
+    return cast(OCDiT, mean.module)
 
 
 def stratified_sigma(step: int, batch: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
