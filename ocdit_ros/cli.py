@@ -104,6 +104,9 @@ def _add_network_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=int, default=0, help="CPU threads of PyTorch; 0: its own choice")
     group.add_argument("--cache", metavar="DIR", help="folder that keeps templates and features between runs")
     group.add_argument("--no-refine", action="store_true", help="leave out the second look at enlarged crops")
+    group.add_argument(
+        "--no-compare-sizes", action="store_true", help="scores do not expect objects to be about equally far away"
+    )
     for name, kind, text in (
         ("steps", int, "network evaluations of one sample"),
         ("solver", str, "euler, heun or dpmpp_2m"),
@@ -123,7 +126,8 @@ def _settings(options: argparse.Namespace, **changes: Any) -> SegmenterSettings:
 
     names = ("steps", "solver", "ensemble", "augmentations", "coarse_size", "tiles", "crop_size", "group_size", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return SegmenterSettings(**{**given, "refine": not options.no_refine, **changes})
+    given |= {"refine": not options.no_refine, "compare_sizes": not options.no_compare_sizes}
+    return SegmenterSettings(**{**given, **changes})
 
 
 def _segmenter(

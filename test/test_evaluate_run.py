@@ -225,7 +225,7 @@ def test_fitted_scores_come_back(finished, tmp_path):
     from ocdit_ros.segment.scoring import Scorer
 
     scorer = Scorer.from_metadata(json.loads((tmp_path / "scores.json").read_text()))
-    assert len(scorer.weights) == 10
+    assert len(scorer.weights) == len(command.Evidence.names())
     right = records[0].evidence[[d.category_id for d in records[0].detections].index(CUP)]
     assert 0.5 < scorer(command.Evidence(*right)) <= 1
 

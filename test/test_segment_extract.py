@@ -10,7 +10,7 @@ from ocdit_ros.segment import extract
 from ocdit_ros.segment.extract import Candidate
 from ocdit_ros.segment.types import Evidence
 
-EVIDENCE = Evidence(0.9, 1.0, 1.0, 0.5, 0.5, 1.0, 0.9, 1.0, 0.5, 0.5)
+EVIDENCE = Evidence(0.9, 1.0, 1.0, 0.5, 0.5, 1.0, 0.9, 1.0, 0.5, 0.5, 0.5)
 
 
 def boxes(*places, height=64, width=96, value=0.9):

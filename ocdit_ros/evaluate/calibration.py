@@ -116,7 +116,7 @@ def fit_scorer(evidence: np.ndarray, correct: np.ndarray, penalty: float = 1.0) 
     """Logistic regression from evidence to correctness, by maximum likelihood with a quadratic penalty on the
     weights.
 
-    `evidence` is float [N, 10] in the order of Evidence.names(), `correct` bool [N]. Raises ValueError when
+    `evidence` is float [N, 11] in the order of Evidence.names(), `correct` bool [N]. Raises ValueError when
     all detections are correct, or none is.
     """
     inputs, correct = Scorer.inputs(evidence), np.asarray(correct, dtype=float)

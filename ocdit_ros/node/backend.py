@@ -59,7 +59,8 @@ Factory = Callable[[Mapping[str, Any]], tuple[SegmenterLike, str]]
 
 #: Parameters that are fields of the same name in SegmenterSettings.
 SETTINGS = (
-    "score_threshold", "refine", "steps", "ensemble", "augmentations", "coarse_size", "tiles", "min_pixels", "seed",
+    "score_threshold", "refine", "steps", "ensemble", "augmentations", "coarse_size", "tiles", "compare_sizes",
+    "min_pixels", "seed",
 )  # fmt: skip
 
 

@@ -294,6 +294,12 @@ PARAMETERS: tuple[Parameter, ...] = (
         minimum=1, maximum=4,
     ),
     Parameter(
+        "compare_sizes", Type.BOOL, True, Takes.NOW,
+        "Scores expect that the objects of an image are about equally far from the camera. It tells the same part in "
+        "two sizes apart and false detections from true ones; switch it off where distances differ by more than a "
+        "factor of two.",
+    ),
+    Parameter(
         "min_pixels", Type.INTEGER, 24, Takes.NOW,
         "Masks with fewer pixels of the image are left out.",
         unit="px", minimum=1, maximum=1000000,

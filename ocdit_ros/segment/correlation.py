@@ -65,7 +65,7 @@ class CorrelationSegmenter(Segmenter):
                 mean = float(confidence[part].mean())
                 area = extract.size_evidence(float((patch > self.settings.mask_threshold).sum()))
                 rarity = extract.rarity_evidence(len(indices))
-                evidence = Evidence(mean, 1.0, 1.0, inside, 0.5, 1.0, mean, 1.0, area, rarity)
+                evidence = Evidence(mean, 1.0, 1.0, inside, 0.5, 1.0, mean, 1.0, area, rarity, 0.5)
                 found.append(Candidate(index, float(confidence[part].max()) * inside, evidence, patch, x, y))
         return found
 

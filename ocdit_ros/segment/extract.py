@@ -177,6 +177,7 @@ def weigh(
         uncontested=1.0 - float((rival[part] > np.maximum(before[part], 0.3)).mean()),
         size=size_evidence(float(part.sum()) * pixel_area),
         rarity=rarity_evidence(asked),
+        scale=0.5,  # takes the other instances to tell
     )
 
 

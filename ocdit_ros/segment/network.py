@@ -33,6 +33,8 @@ class KnownObject:
     diameter: float  # metres
     features: TemplateFeatures  # maps [N_T, C_s, S/s, S/s], coverage [N_T, h_T, w_T]
     slot: int = 0  # row of the object encoding that it has wherever no neighbour has it
+    appearance: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float16))  # unit vector, of the templates
+    alike: list[KnownObject] = field(default_factory=list)  # others of the catalogue that look the same in another size
     rows: dict[int, Conditioning] = field(default_factory=dict)  # by slot of the object encoding; B = N_O = 1
 
 
@@ -99,9 +101,8 @@ class Network:
     def onboard(self, name: str, diameter: float, features: dict[str, np.ndarray], slot: int = 0) -> KnownObject:
         """An object of the catalogue from the arrays that `featurize` made."""
         maps = tuple(torch.from_numpy(features[f"map_{s}"]) for s in self.config.feature_strides)
-        return KnownObject(
-            name, diameter, TemplateFeatures(maps, torch.from_numpy(features["coverage"])).to(self.device), slot
-        )
+        known = TemplateFeatures(maps, torch.from_numpy(features["coverage"])).to(self.device)
+        return KnownObject(name, diameter, known, slot, _appearance(known))
 
     def condition(self, rows: Sequence[Sequence[KnownObject]], slots: Sequence[Sequence[int]]) -> Conditioning:
         """Conditioning of B rows of N_O objects each, put together from what is kept of every object.
@@ -310,3 +311,14 @@ def _on_latent_grid(maps: Features) -> Tensor:
     """All strides concatenated on the /16 grid: [B, sum C_s, h, w]."""
     size = (maps[-1].shape[-2], maps[-1].shape[-1])
     return torch.cat([F.adaptive_avg_pool2d(m, size) if m.shape[-2:] != size else m for m in maps], 1)
+
+
+def _appearance(features: TemplateFeatures) -> np.ndarray:
+    """Features of all templates as one unit vector, float16: the scalar product of two objects' is the mean cosine of
+    what their templates show at the same places.
+    """
+    tokens = torch.nn.functional.normalize(features.maps[-1], dim=1)
+    height, width = tokens.shape[-2:]
+    share = torch.nn.functional.adaptive_avg_pool2d(features.coverage, (height, width))
+    share = share / share.sum().clamp_min(1e-6)
+    return (tokens * share.sqrt()[:, None]).flatten().half().cpu().numpy()

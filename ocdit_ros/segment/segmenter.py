@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ocdit_ros.model import ModelConfig, OCDiT, SamplerSettings, load_checkpoint
-from ocdit_ros.segment import extract
+from ocdit_ros.segment import extract, scale
 from ocdit_ros.segment.extract import Candidate
 from ocdit_ros.segment.network import KnownObject, Network, Output
 from ocdit_ros.segment.scoring import Scorer
@@ -153,9 +153,7 @@ class Segmenter:
             self._feature_key = self.network.feature_key
         settings = RenderSettings(views=self.config.templates, size=self.config.template_size)
         entry = self._cache.get(spec, settings, self.network.featurize, self._feature_key)
-        self._catalogue.append(
-            self.network.onboard(spec.name, entry.templates.diameter, entry.features, self._free_slot())
-        )
+        self._add(spec.name, entry.templates.diameter, entry.features)
 
     def add_templates(self, templates: TemplateSet) -> None:
         """Add an object from rendered templates, under the templates' name; nothing is cached.
@@ -172,16 +170,24 @@ class Segmenter:
                 f"The templates of '{templates.name}' are {templates.images.shape[1:]}, the weights expect "
                 f"({size}, {size}, 3); render them again."
             )
-        features = self.network.featurize(templates)
-        self._catalogue.append(self.network.onboard(templates.name, templates.diameter, features, self._free_slot()))
+        self._add(templates.name, templates.diameter, self.network.featurize(templates))
 
     def remove_object(self, name: str) -> None:
         """Forget an object.
 
         Raises SegmentError: there is no object of that name.
         """
-        index = self._index(name)
-        del self._catalogue[index]
+        gone = self._catalogue.pop(self._index(name))
+        for known in gone.alike:
+            known.alike.remove(gone)
+
+    def _add(self, name: str, diameter: float, features: dict[str, np.ndarray]) -> None:
+        new = self.network.onboard(name, diameter, features, self._free_slot())
+        for known in self._catalogue:
+            if scale.only_size_tells(known, new):
+                known.alike.append(new)
+                new.alike.append(known)
+        self._catalogue.append(new)
 
     def _refuse_duplicate(self, name: str) -> None:
         if name in self.objects:
@@ -454,7 +460,30 @@ class Segmenter:
 
     def candidates(self, refined: Sequence[Refined], coarse: CoarseResult, size: tuple[int, int]) -> list[Candidate]:
         """Instances seen in the crops, with their evidence and scores."""
-        return [candidate for some in self._candidates_of(refined, coarse, size) for candidate in some]
+        found = [candidate for some in self._candidates_of(refined, coarse, size) for candidate in some]
+        return [candidate for candidate, _ in self._compared(found, coarse.indices)]
+
+    def _compared(self, candidates: Sequence[Candidate], indices: Sequence[int]) -> list[tuple[Candidate, Candidate]]:
+        """Candidates scored with what their sizes say about each other, each with the one that it was made of.
+
+        What looks the same in two sizes is proposed under both names, if both were asked for: which of them the network
+        is surer of is chance.
+        """
+        threshold = self.settings.mask_threshold
+        pairs = [(candidate, candidate) for candidate in candidates]
+        if not self.settings.compare_sizes:
+            return pairs
+        place = {id(self._catalogue[index]): index for index in indices}
+        for candidate in candidates:
+            for other in self._catalogue[candidate.index].alike:
+                if (index := place.get(id(other))) is not None:
+                    pairs.append((replace(candidate, index=index), candidate))
+        diameters = [self._catalogue[c.index].diameter for c, _ in pairs]
+        for n, value in enumerate(scale.scale_evidence([c for c, _ in pairs], diameters, threshold)):
+            candidate, origin = pairs[n]
+            evidence = replace(candidate.evidence, scale=float(value))
+            pairs[n] = replace(candidate, evidence=evidence, score=self.scorer(evidence)), origin
+        return pairs
 
     def _candidates_of(
         self, refined: Sequence[Refined], coarse: CoarseResult, size: tuple[int, int]
@@ -503,7 +532,7 @@ class Segmenter:
                     size,
                     len(coarse.indices),
                 )
-        return found
+        return [candidate for candidate, _ in self._compared(found, coarse.indices)]
 
     def resolve(self, candidates: Sequence[Candidate], size: tuple[int, int]) -> list[Instance]:
         """Instances out of candidates: duplicates go, pixels are shared out, weak scores are left out."""

@@ -548,9 +548,13 @@ def _pass(segmenter: Segmenter, frames: list[_Frame]) -> list[_Found]:
             if frame.proposals:
                 assert frame.coarse is not None
                 items = frame.stream.recall(frame, [refined[n][p] for p in range(len(frame.proposals))])
+                crop_of: dict[int, Refined] = {}
                 for item, some in zip(items, segmenter._candidates_of(items, frame.coarse, sizes[n]), strict=True):
                     candidates[n] += some
-                    crops[n] |= {id(candidate): item for candidate in some}
+                    crop_of |= {id(candidate): item for candidate in some}
+                compared = segmenter._compared(candidates[n], frame.coarse.indices)
+                crops[n] = {id(candidate): crop_of[id(origin)] for candidate, origin in compared}
+                candidates[n] = [candidate for candidate, _ in compared]
     found = []
     for n, some in enumerate(candidates):
         kept = extract.resolve(some, *sizes[n], settings.mask_threshold, settings.min_pixels)

@@ -30,6 +30,7 @@ class Evidence:
     uncontested: float  # share of the mask that the coarse pass does not give to another object
     size: float  # p / (p + 32^2) for a mask of p pixels of the image: small ones are less often right
     rarity: float  # 1 / (1 + N) when N objects are asked for: the longer the list, the more of it is absent
+    scale: float  # how well its apparent size fits those of the other instances (segment/scale.py), 0.5 = not known
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -37,7 +38,7 @@ class Evidence:
         return tuple(field.name for field in fields(cls))
 
     def vector(self) -> np.ndarray:
-        """float64 [10], in the order of names()."""
+        """float64 [11], in the order of names()."""
         return np.array([getattr(self, name) for name in self.names()], dtype=np.float64)
 
 
@@ -79,6 +80,7 @@ class SegmenterSettings:
     proposals_per_object: int = 3
     max_crops: int = 64  # proposals beyond are left out, weakest first
     mask_threshold: float = 0.5  # confidence at the outline of a mask
+    compare_sizes: bool = True  # scores expect the objects of an image to be about equally far away (segment/scale.py)
     min_pixels: int = 24  # masks with fewer pixels of the image are left out
     batch_tokens: int = 0  # query tokens that go through the network at once; 0: what suits the device
 

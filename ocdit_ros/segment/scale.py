@@ -1,0 +1,124 @@
+# Copyright 2026 ocdit_ros contributors
+#
+# SPDX-License-Identifier: Apache-2.0
+"""What the apparent sizes of instances say about each other.
+
+The size of an object is known, so its mask tells how far away it would be (up to the focal length, which all of an
+image share). Objects that stand together are about equally far away: a mask that would put its object much nearer or
+farther than all the others is rarely right. It is the only thing that tells a part from the same part in another
+size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import cv2
+import numpy as np
+
+from ocdit_ros.segment.extract import Candidate
+from ocdit_ros.segment.network import KnownObject
+
+#: ln(apparent / true size) of right instances of one image about what they share, as (share, mean, standard deviation):
+#: those that are seen whole, and those that are hidden in part, lie askew or stand elsewhere. Chosen, of eight, by the
+#: likelihood of right and wrong among 1609 candidates of 220 held-out synthetic images.
+SPREAD = ((0.6, 0.0, 0.12), (0.4, -0.1, 0.45))
+#: Widest range of ln(apparent / true size) that is taken for equally likely when nothing else is known.
+RANGE = 4.0
+#: Candidates whose masks overlap by more than this (IoU) are readings of one and the same thing.
+SAME_IOU = 0.5
+#: Cosine of the templates' features from which on two objects look the same. Same mesh in two sizes: 0.97 and more;
+#: same shape with another print: up to 0.94; unrelated ones: up to 0.79 (objects of held-out scenes).
+ALIKE = 0.95
+#: Objects that look the same are told apart by size when their diameters differ by this factor.
+OTHER_SIZE = 1.15
+
+
+def scale_evidence(candidates: Sequence[Candidate], diameters: Sequence[float], threshold: float) -> np.ndarray:
+    """`Evidence.scale` of all candidates of one image, float64 [N] in 0..1; 0.5 where nothing can be said.
+
+    With x = ln(apparent size / diameter), a right instance has x - m ~ SPREAD for an m that all share, a wrong one any
+    x. Each thing in the image is a mixture of the two, weighted by how convincing its readings are; the posterior
+    of m given all *other* things says how much more likely a reading's x is if it is right. That ratio r is given as
+    r / (1 + r).
+
+    Args:
+        candidates: of one image; several may be readings of the same thing.
+        diameters: metres, of the objects of the candidates.
+        threshold: confidence at the outline of a mask.
+    """
+    if len(candidates) < 2:
+        return np.full(len(candidates), 0.5)
+    x = np.array([np.log(_extent(c, threshold) / d) for c, d in zip(candidates, diameters, strict=True)])
+    things = same_things(candidates, threshold)
+    slack = max(1.0, 0.5 * (RANGE - np.ptp(x)))
+    shared = np.arange(x.min() - slack, x.max() + slack, 0.03)
+    anything = 1.0 / np.ptp(shared)
+    right = _density(x[:, None] - shared)  # [N, M]
+    belief = np.array([_belief(c) for c in candidates])
+    counts = np.array([belief[things == t].sum() for t in things])
+    belief /= np.maximum(1.0, counts / 0.95)  # of several readings of one thing at most one is right
+    likelihoods = {
+        t: np.log(belief[things == t] @ right[things == t] + (1 - belief[things == t].sum()) * anything)
+        for t in set(things.tolist())
+    }
+    total = np.sum(list(likelihoods.values()), axis=0)
+    result = np.empty(len(candidates))
+    for n, thing in enumerate(things.tolist()):
+        others = total - likelihoods[thing]
+        posterior = np.exp(others - others.max())
+        ratio = float(posterior @ right[n] / posterior.sum()) / anything
+        result[n] = ratio / (1.0 + ratio)
+    return result
+
+
+def same_things(candidates: Sequence[Candidate], threshold: float) -> np.ndarray:
+    """Number of the thing that each candidate is a reading of, int [N]: those whose masks overlap share one."""
+    number = np.arange(len(candidates))
+    for a, b in combinations(range(len(candidates)), 2):
+        if number[a] != number[b] and is_same(candidates[a], candidates[b], threshold):
+            number[number == max(number[a], number[b])] = min(number[a], number[b])
+    return number
+
+
+def is_same(a: Candidate, b: Candidate, threshold: float) -> bool:
+    """Whether two candidates are readings of one thing: IoU of their masks above SAME_IOU."""
+    x0, y0 = max(a.x, b.x), max(a.y, b.y)
+    x1 = min(a.x + a.confidence.shape[1], b.x + b.confidence.shape[1])
+    y1 = min(a.y + a.confidence.shape[0], b.y + b.confidence.shape[0])
+    smaller = min(a.confidence.size, b.confidence.size)
+    if x1 <= x0 or y1 <= y0 or (x1 - x0) * (y1 - y0) <= 0.1 * smaller:
+        return False
+    first, second = a.confidence > threshold, b.confidence > threshold
+    common = first[y0 - a.y : y1 - a.y, x0 - a.x : x1 - a.x] & second[y0 - b.y : y1 - b.y, x0 - b.x : x1 - b.x]
+    shared = int(common.sum())
+    return shared > SAME_IOU * (int(first.sum()) + int(second.sum()) - shared)
+
+
+def only_size_tells(a: KnownObject, b: KnownObject) -> bool:
+    """Whether two objects look the same, but have different sizes."""
+    if max(a.diameter, b.diameter) < OTHER_SIZE * min(a.diameter, b.diameter) or a.appearance.size != b.appearance.size:
+        return False
+    return float(a.appearance.astype(np.float32) @ b.appearance.astype(np.float32)) > ALIKE
+
+
+def _density(deviation: np.ndarray) -> np.ndarray:
+    """Of the mixture SPREAD."""
+    parts = (w * np.exp(-0.5 * ((deviation - m) / s) ** 2) / (s * np.sqrt(2 * np.pi)) for w, m, s in SPREAD)
+    return np.sum(list(parts), axis=0)
+
+
+def _belief(candidate: Candidate) -> float:
+    """How convincing a candidate is by itself, 0..0.95; no fitted score, for that is fitted to what comes out here."""
+    e = candidate.evidence
+    return float(np.clip(e.confidence * min(e.agreement, e.stability) * e.support, 0.01, 0.95))
+
+
+def _extent(candidate: Candidate, threshold: float) -> float:
+    """Longest distance between two pixels of the mask, pixels (maximum Feret diameter)."""
+    points = cv2.findNonZero((candidate.confidence > threshold).astype(np.uint8))
+    if points is None:
+        return 1.0
+    hull = cv2.convexHull(points)[:, 0].astype(np.float32)
+    return 1.0 + float(np.linalg.norm(hull[:, None] - hull[None], axis=-1).max())

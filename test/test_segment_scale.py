@@ -1,0 +1,136 @@
+# Copyright 2026 ocdit_ros contributors
+#
+# SPDX-License-Identifier: Apache-2.0
+"""What apparent sizes say about each other, and the same object in two sizes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from segment_oracle import templates
+from test_segment_extract import EVIDENCE
+
+from ocdit_ros.model import ModelConfig, OCDiT
+from ocdit_ros.segment import Segmenter, SegmenterSettings, scale
+from ocdit_ros.segment.extract import Candidate
+from ocdit_ros.segment.network import Network
+from ocdit_ros.segment.scoring import Scorer
+from ocdit_ros.segment.types import Evidence
+
+ONLY_SCALE = Scorer(tuple(float(name == "scale") for name in Evidence.names()))
+
+
+def square(side, x=0, y=0, index=0):
+    return Candidate(index, 0.9, EVIDENCE, np.full((side, side), 0.9, np.float32), x, y)
+
+
+def evidence(*sides_and_diameters):
+    """Of squares that do not overlap."""
+    candidates = [square(side, 200 * n) for n, (side, _) in enumerate(sides_and_diameters)]
+    return scale.scale_evidence(candidates, [d for _, d in sides_and_diameters], 0.5)
+
+
+@pytest.mark.parametrize("candidates", [[], [square(20)]])
+def test_alone_a_size_says_nothing(candidates):
+    assert scale.scale_evidence(candidates, [0.1] * len(candidates), 0.5).tolist() == [0.5] * len(candidates)
+
+
+def test_what_would_be_elsewhere_is_not_believed():
+    *right, far, near = evidence((20, 0.1), (60, 0.3), (44, 0.2), (12, 0.06), (10, 0.2), (120, 0.1))
+    assert min(right) > 0.7
+    assert max(far, near) < 0.2
+
+
+def test_only_the_ratio_to_the_others_counts():
+    sizes = [(20, 0.1), (60, 0.3), (10, 0.2)]
+    assert evidence(*sizes) == pytest.approx(evidence(*((s, 7 * d) for s, d in sizes)), abs=1e-9)
+    assert evidence((20, 0.1), (20, 0.1)).min() > 0.6
+    assert evidence((20, 0.1), (160, 0.1)).max() < 0.5
+
+
+def test_readings_of_one_thing_do_not_confirm_each_other():
+    thing, again, other = square(20), square(20, 1), square(20, 200)
+    apart = scale.scale_evidence([thing, other], [0.1, 0.4], 0.5)
+    both = scale.scale_evidence([thing, again, other], [0.1, 0.1, 0.4], 0.5)
+    assert both[0] == pytest.approx(apart[0], abs=0.02)
+    assert scale.scale_evidence([thing, again], [0.1, 0.1], 0.5) == pytest.approx([0.5, 0.5], abs=0.01)
+
+
+def test_two_sizes_are_told_apart_by_each_other():
+    """Nothing else in the image: of four readings, the two that agree."""
+    small, large = square(20), square(30, 200)
+    readings = [small, small, large, large]
+    as_small, as_large, large_as_small, large_as_large = scale.scale_evidence(readings, [0.1, 0.15, 0.1, 0.15], 0.5)
+    assert as_small > as_large
+    assert large_as_large > large_as_small
+
+
+def test_what_is_hardly_seen_counts_for_little():
+    faint = dataclasses.replace(EVIDENCE, support=0.05)
+    candidates = [square(20), dataclasses.replace(square(160, 200), evidence=faint)]
+    believed = scale.scale_evidence([square(20), square(160, 200)], [0.1, 0.1], 0.5)[0]
+    assert believed < scale.scale_evidence(candidates, [0.1, 0.1], 0.5)[0] < 0.51
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [(square(20), True), (square(20, 5), True), (square(20, 8), False), (square(20, 20), False), (square(9), False),
+     (square(16), True), (square(20, 0, 30), False)],
+)  # fmt: skip
+def test_readings_of_one_thing_overlap(other, same):
+    assert scale.is_same(square(20), other, 0.5) is same
+    assert scale.is_same(other, square(20), 0.5) is same
+    assert not scale.is_same(square(20), dataclasses.replace(other, confidence=0 * other.confidence), 0.5)
+
+
+def test_overlaps_chain():
+    assert scale.same_things([square(20), square(20, 10), square(20, 5)], 0.5).tolist() == [0, 0, 0]
+    assert scale.same_things([square(20), square(20, 20), square(20, 19)], 0.5).tolist() == [0, 1, 1]
+
+
+# --------------------------------------------------------------------------- in the Segmenter
+
+
+@pytest.fixture
+def segmenter():
+    torch.manual_seed(0)
+    segmenter = Segmenter(Network(OCDiT(ModelConfig.preset("tiny")).eval()), SegmenterSettings(), scorer=ONLY_SCALE)
+    looks = templates("small")
+    segmenter.add_templates(looks)
+    segmenter.add_templates(dataclasses.replace(looks, name="large", diameter=1.5 * looks.diameter))
+    segmenter.add_templates(dataclasses.replace(looks, name="twin"))
+    other = templates("other")
+    noise = np.random.default_rng(5).integers(0, 256, other.images.shape, dtype=np.uint8)
+    segmenter.add_templates(dataclasses.replace(other, images=noise, diameter=2 * looks.diameter))
+    return segmenter
+
+
+def test_look_alikes_of_another_size_are_known(segmenter):
+    def alike():
+        return {known.name: [other.name for other in known.alike] for known in segmenter._catalogue}
+
+    assert alike() == {"small": ["large"], "large": ["small", "twin"], "twin": ["large"], "other": []}
+    segmenter.remove_object("large")
+    assert alike() == {"small": [], "twin": [], "other": []}
+
+
+def test_look_alikes_are_proposed_under_both_names(segmenter):
+    """The network named both wrongly; by their sizes each is given the other name."""
+    small, large = square(20, index=1), square(30, 200, index=0)
+    pairs = segmenter._compared([small, large], (0, 1, 3))
+    assert [(c.index, origin) for c, origin in pairs] == [(1, small), (0, large), (0, small), (1, large)]
+    found = {i.box[0]: i.name for i in segmenter.resolve([c for c, _ in pairs], (240, 320))}
+    assert found == {0: "small", 200: "large"}
+
+
+def test_where_distances_differ_sizes_are_not_compared(segmenter):
+    segmenter.settings = dataclasses.replace(segmenter.settings, compare_sizes=False)
+    candidates = [square(20, index=1), square(200, 30, index=0)]
+    assert segmenter._compared(candidates, (0, 1, 3)) == [(c, c) for c in candidates]
+
+
+def test_names_that_were_not_asked_for_are_not_given(segmenter):
+    small = square(20, index=1)
+    assert [c.index for c, _ in segmenter._compared([small], (1, 3))] == [1]
+    assert [c.index for c, _ in segmenter._compared([small], (1, 2))] == [1, 2]
