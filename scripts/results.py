@@ -180,8 +180,8 @@ def page(
         "Thresholds and score calibration come from held-out synthetic scenes; real_dev and pbr_dev are only measured.",
         "real_dev has 8 photographs: differences below 5 points of AP mean little there.",
         "",
-        "AP, AP50, AR: COCO's as BOP defines them for 2D segmentation. ECE: expected calibration error of the scores. "
-        "Found, wrong and absent: at the score threshold of the Segmenter; absent = (object, image) pairs that are "
+        "AP, AP50, AR: COCO's as BOP defines them for 2D segmentation. ECE: expected calibration error of the scores, "
+        "and what it would be by chance if they were perfect. Found, wrong and absent: at the score threshold of the Segmenter; absent = (object, image) pairs that are "
         "asked for, are not there, and yield a detection. Time: median per image, images and objects loaded.",
     ]
     if missing:
@@ -228,7 +228,8 @@ def comparison(rows: dict[str, dict[str, Any]]) -> list[str]:
     """One line per method."""
     lines = ["| method | AP | AP50 | AP75 | AR | ECE | found | wrong | absent | time |", "|---|" + "---|" * 9]
     for method, r in rows.items():
-        cells = [percent(r[key]) for key in ("AP", "AP50", "AP75", "AR", "ECE")]
+        cells = [percent(r[key]) for key in ("AP", "AP50", "AP75", "AR")]
+        cells.append("-" if r["ECE"] is None else f"{percent(r['ECE'])} ({percent(r['ECE_by_chance'])})")
         cells += [f"{r['found']} / {r['instances']}", str(r["wrong"])]
         cells.append(f"{percent(absent(r))} of {r['absent_pairs']}" if r["absent_pairs"] else "-")
         lines.append(f"| {method} | {' | '.join(cells)} | {r['seconds_median']:.2f} s |")
@@ -252,6 +253,9 @@ def requirements(results: dict[str, dict[str, dict[str, Any]]], timing: Sequence
             claim(f"{name}: the ensemble does not hurt", f"{percent(a)} to {percent(b)}", b >= a - 0.005)
         if DEFAULT in rows and (rate := absent(rows[DEFAULT])) is not None:
             claim(f"{name}: at most 5 % of absent objects reported", percent(rate), rate <= 0.05)
+        if DEFAULT in rows and (error := rows[DEFAULT]["ECE"]) is not None:
+            chance = f"{percent(error)} ({percent(rows[DEFAULT]['ECE_by_chance'])} by chance)"
+            claim(f"{name}: calibration error of at most 5 %", chance, error <= 0.05)
     pair = [results.get(name, {}).get(DEFAULT) for name in (SINGLE, COPIES)]
     if pair[0] and pair[1]:
         one, many = (r["found"] / r["instances"] for r in pair if r)

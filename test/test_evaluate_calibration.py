@@ -21,6 +21,18 @@ def test_expected_calibration_error_by_hand():
     assert np.isnan(calibration.expected_calibration_error(np.array([]), np.array([])))
 
 
+def test_calibration_error_by_chance():
+    one = calibration.calibration_error_by_chance(np.array([0.8]))  # 0.2 in four of five draws, else 0.8
+    assert one == pytest.approx(0.32, abs=0.03)
+    assert calibration.calibration_error_by_chance(np.array([0.0, 1.0])) == 0
+    many = np.random.default_rng(1).random(20000)
+    assert calibration.calibration_error_by_chance(many, draws=20) < 0.01
+    drawn = np.random.default_rng(2).random(100) < (scores := many[:100])
+    error = calibration.expected_calibration_error(scores, drawn)
+    assert error == pytest.approx(calibration.calibration_error_by_chance(scores), abs=0.05)
+    assert np.isnan(calibration.calibration_error_by_chance(np.array([])))
+
+
 def test_scores_outside_0_to_1_are_refused():
     with pytest.raises(ValueError, match=r"0\.\.1"):
         calibration.reliability(np.array([1.2]), np.array([True]))

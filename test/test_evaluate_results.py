@@ -24,11 +24,11 @@ def script():
     del sys.modules[spec.name]
 
 
-def scores(ap, found=5, instances=10, fired=1, copies=()):
+def scores(ap, found=5, instances=10, fired=1, copies=(), error=0.05):
     share = [{"label": "1", "instances": instances, "found": found}]
     return {
-        "images": 4, "instances": instances, "AP": ap, "AP50": ap, "AP75": ap, "AR": ap, "ECE": None, "found": found,
-        "wrong": 2, "absent_pairs": 50, "absent_fired": fired, "seconds_median": 1.25,
+        "images": 4, "instances": instances, "AP": ap, "AP50": ap, "AP75": ap, "AR": ap, "ECE": error, "ECE_by_chance": 0.02,
+        "found": found, "wrong": 2, "absent_pairs": 50, "absent_fired": fired, "seconds_median": 1.25,
         "by_size": share, "by_visibility": share, "by_copies": list(copies) or share,
         "kin": {"instances": 12, "shown": instances, "right": found},
         "objects": [{"object": "cat", "instances": 2, "AP": ap, "AP50": ap, "AR": ap}],
@@ -49,10 +49,11 @@ def verdicts(script, results, times=()):
 
 def test_claims_are_judged_by_the_numbers(script):
     good = {script.COARSE: scores(0.3), script.DEFAULT: scores(0.4, fired=2), script.ENSEMBLE: scores(0.4)}
-    bad = {script.COARSE: scores(0.31), script.DEFAULT: scores(0.4, fired=3), script.ENSEMBLE: scores(0.39)}
+    lower = scores(0.4, fired=3, error=0.06)
+    bad = {script.COARSE: scores(0.31), script.DEFAULT: lower, script.ENSEMBLE: scores(0.39)}
     for rows, holds in ((good, True), (bad, False)):
         said = verdicts(script, {"real_dev": rows})
-        assert len(said) == 3
+        assert len(said) == 4
         assert set(said.values()) == {holds}
 
 
@@ -74,6 +75,7 @@ def test_copies_and_growth_are_judged_by_the_numbers(script):
 
 def test_the_page_has_every_table_and_names_what_is_missing(script):
     rows = {method: scores(0.1 * n) for n, method in enumerate(script.METHODS, start=1)}
+    rows[script.COARSE]["ECE"] = None  # no detection
     copies = [{"label": "2-5", "instances": 4, "found": 3}]
     results = {
         "real_dev": rows, script.HELD_OUT: rows,
@@ -82,7 +84,11 @@ def test_the_page_has_every_table_and_names_what_is_missing(script):
     }  # fmt: skip
     losses = {script.HELD_OUT: [{"stage": "found", "oracle": 0.9}, {"stage": "unseen", "oracle": 0.1}]}
     page = script.page(results, losses, [timing(1, 1.0), timing(8, 2.0)], "A machine.", ["pbr_dev: gone"])
-    assert f"| {script.BASELINE} | 10.0 % | 10.0 % | 10.0 % | 10.0 % | - | 5 / 10 | 2 | 2.0 % of 50 | 1.25 s |" in page
+    assert (
+        f"| {script.BASELINE} | 10.0 % | 10.0 % | 10.0 % | 10.0 % | 5.0 % (2.0 %) | 5 / 10 | 2 | 2.0 % of 50 | 1.25 s |"
+        in page
+    )
+    assert f"| {script.COARSE} | 20.0 % | 20.0 % | 20.0 % | 20.0 % | - |" in page
     assert "- pbr_dev: gone" in page
     assert STAGES["unseen"] in page
     assert "2-5: 75.0 % of 4" in page

@@ -15,7 +15,12 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from ocdit_ros.evaluate import coco
-from ocdit_ros.evaluate.calibration import ReliabilityBin, expected_calibration_error, reliability
+from ocdit_ros.evaluate.calibration import (
+    ReliabilityBin,
+    calibration_error_by_chance,
+    expected_calibration_error,
+    reliability,
+)
 from ocdit_ros.evaluate.coco import CocoScores
 from ocdit_ros.evaluate.datasets import Dataset, GroundTruth, ImageKey
 from ocdit_ros.evaluate.run import Record
@@ -69,6 +74,7 @@ class Analysis:
     images: int
     scores: CocoScores
     ece: float  # of all detections
+    ece_by_chance: float  # what it would be on average if the scores were perfectly calibrated
     reliability: tuple[ReliabilityBin, ...]
     threshold: float
     seconds_median: float
@@ -153,6 +159,7 @@ def analyse(dataset: Dataset, records: Sequence[Record], threshold: float) -> An
         images=len(truth),
         scores=scores,
         ece=expected_calibration_error(values, correct),
+        ece_by_chance=calibration_error_by_chance(values),
         reliability=tuple(reliability(values, correct)),
         threshold=threshold,
         seconds_median=float(np.median(seconds)) if seconds.size else float("nan"),

@@ -69,6 +69,19 @@ def expected_calibration_error(scores: np.ndarray, correct: np.ndarray, bins: in
     return sum(row.count * abs(row.accuracy - row.mean_score) for row in rows) / total
 
 
+def calibration_error_by_chance(scores: np.ndarray, bins: int = 10, draws: int = 500) -> float:
+    """ECE that perfectly calibrated detections with these scores have on average, by drawing which are correct.
+
+    The ECE of few detections is never 0: with a few in each interval, the fraction that is correct scatters about the
+    mean score. NaN when there is no detection.
+    """
+    scores = np.asarray(scores, dtype=float)
+    if not scores.size:
+        return float("nan")
+    correct = np.random.default_rng(0).random((draws, scores.size)) < scores
+    return float(np.mean([expected_calibration_error(scores, row, bins) for row in correct]))
+
+
 def fit_logistic(scores: np.ndarray, correct: np.ndarray) -> Calibration:
     """Platt scaling: sigmoid(slope * logit(score) + offset), maximum likelihood with Platt's smoothed
     targets.

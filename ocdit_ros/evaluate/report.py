@@ -59,7 +59,7 @@ def write_report(dataset: Dataset, records: Sequence[Record], analysis: Analysis
         ("AP50", _percent(s.ap50), "IoU 0.50"),
         ("AP75", _percent(s.ap75), "IoU 0.75"),
         ("AR", _percent(s.ar), "recall, mean over IoU"),
-        ("ECE", _percent(a.ece), "how far scores are off"),
+        ("ECE", _percent(a.ece), f"how far scores are off; {_percent(a.ece_by_chance)} by chance"),
         ("Absent objects", _percent(a.absent_rate), f"of {a.absent_pairs} give a detection"),
         ("Time", f"{a.seconds_median:.2f} s", "per image, median"),
     ]
