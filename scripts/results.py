@@ -181,8 +181,9 @@ def page(
         "real_dev has 8 photographs: differences below 5 points of AP mean little there.",
         "",
         "AP, AP50, AR: COCO's as BOP defines them for 2D segmentation. ECE: expected calibration error of the scores, "
-        "and what it would be by chance if they were perfect. Found, wrong and absent: at the score threshold of the Segmenter; absent = (object, image) pairs that are "
-        "asked for, are not there, and yield a detection. Time: median per image, images and objects loaded.",
+        "and what it would be by chance if they were perfect. Found, wrong and absent: at the score threshold of the "
+        "Segmenter; absent = (object, image) pairs that are asked for, are not there, and yield a "
+        "detection. Time: median per image, images and objects loaded.",
     ]
     if missing:
         lines += ["", "Not measured this time:", "", *(f"- {what}" for what in missing)]

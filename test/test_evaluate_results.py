@@ -27,9 +27,9 @@ def script():
 def scores(ap, found=5, instances=10, fired=1, copies=(), error=0.05):
     share = [{"label": "1", "instances": instances, "found": found}]
     return {
-        "images": 4, "instances": instances, "AP": ap, "AP50": ap, "AP75": ap, "AR": ap, "ECE": error, "ECE_by_chance": 0.02,
-        "found": found, "wrong": 2, "absent_pairs": 50, "absent_fired": fired, "seconds_median": 1.25,
-        "by_size": share, "by_visibility": share, "by_copies": list(copies) or share,
+        "images": 4, "instances": instances, "AP": ap, "AP50": ap, "AP75": ap, "AR": ap, "ECE": error,
+        "ECE_by_chance": 0.02, "found": found, "wrong": 2, "absent_pairs": 50, "absent_fired": fired,
+        "seconds_median": 1.25, "by_size": share, "by_visibility": share, "by_copies": list(copies) or share,
         "kin": {"instances": 12, "shown": instances, "right": found},
         "objects": [{"object": "cat", "instances": 2, "AP": ap, "AP50": ap, "AR": ap}],
     }  # fmt: skip

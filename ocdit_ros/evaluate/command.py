@@ -113,7 +113,8 @@ def summary(dataset: Dataset, a: Analysis) -> dict[str, Any]:
         "dataset": dataset.name, "images": a.images, "instances": a.instances, "threshold": a.threshold,
         "AP": number(s.ap), "AP50": number(s.ap50), "AP75": number(s.ap75), "AR": number(s.ar),
         "AP_small": number(s.ap_small), "AP_medium": number(s.ap_medium), "AP_large": number(s.ap_large),
-        "ECE": number(a.ece), "ECE_by_chance": number(a.ece_by_chance), "seconds_median": number(a.seconds_median), "seconds_mean": number(a.seconds_mean),
+        "ECE": number(a.ece), "ECE_by_chance": number(a.ece_by_chance),
+        "seconds_median": number(a.seconds_median), "seconds_mean": number(a.seconds_mean),
         "found": a.found, "wrong": a.wrong, "absent_pairs": a.absent_pairs, "absent_fired": a.absent_fired,
         "stages": {k: number(v) for k, v in a.stages.items()},
         "by_size": share(a.by_size), "by_visibility": share(a.by_visibility), "by_copies": share(a.by_copies),
@@ -131,7 +132,8 @@ def table_row(a: Analysis) -> str:
     s = a.scores
     return (
         f"AP {100 * s.ap:.1f}  AP50 {100 * s.ap50:.1f}  AP75 {100 * s.ap75:.1f}  AR {100 * s.ar:.1f}  "
-        f"ECE {100 * a.ece:.1f} (by chance {100 * a.ece_by_chance:.1f})  {a.seconds_median:.2f} s/image  found {a.found}/{a.instances}, wrong {a.wrong}, "
+        f"ECE {100 * a.ece:.1f} (by chance {100 * a.ece_by_chance:.1f})  {a.seconds_median:.2f} s/image  "
+        f"found {a.found}/{a.instances}, wrong {a.wrong}, "
         f"absent firing {100 * a.absent_rate:.1f} % at score {a.threshold:.2f}"
     )
 
