@@ -169,7 +169,7 @@ def test_pinholes_are_closed_and_other_holes_are_not():
     assert (extract.without_pinholes(large, everywhere) == large).all()
     bay = pierced((10, 5, 1, 2), (34, 20, 1, 1), (5, 30, 1, 1), (20, 34, 1, 1))  # open to the outside
     assert (extract.without_pinholes(bay, everywhere) == bay).all()
-    corner = pierced((10, 10, 1, 1), (11, 11, 1, 1))  # two holes that meet at a corner are two
+    corner = pierced((10, 10, 1, 5), (11, 15, 1, 5))  # two holes that meet at a corner are two
     assert (extract.without_pinholes(corner, everywhere) == whole_mask).all()
     hole = pierced((10, 10, 2, 2), (20, 20, 2, 2))
     occupied = everywhere.copy()
@@ -179,6 +179,10 @@ def test_pinholes_are_closed_and_other_holes_are_not():
         notched = pierced((6, 20, 1, 2), (20, 6, 2, 1), (29, 20, 1, 2), (20, 29, 2, 1))[cut]
         closed = extract.without_pinholes(notched, everywhere[cut])
         assert (~closed & whole_mask[cut]).sum() == 2
+    ring = np.ones((3, 5), bool)
+    ring[1, 1:4] = False  # a quarter of 12
+    assert extract.without_pinholes(ring, np.ones((3, 5), bool), 0.26).all()
+    assert (extract.without_pinholes(ring, np.ones((3, 5), bool), 0.25) == ring).all()
     nothing = np.zeros((5, 5), bool)
     assert not extract.without_pinholes(nothing, ~nothing).any()
 

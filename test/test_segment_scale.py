@@ -4,17 +4,20 @@
 """What apparent sizes say about each other, and the same object in two sizes."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 import torch
+from scipy.sparse.csgraph import connected_components
+from scipy.stats import norm
 from segment_oracle import templates
-from test_segment_extract import EVIDENCE
+from test_segment_extract import EVIDENCE, random_candidates
 
 from ocdit_ros.model import ModelConfig, OCDiT
 from ocdit_ros.segment import Segmenter, SegmenterSettings, scale
 from ocdit_ros.segment.extract import Candidate
-from ocdit_ros.segment.network import Network
+from ocdit_ros.segment.network import KnownObject, Network
 from ocdit_ros.segment.scoring import Scorer
 from ocdit_ros.segment.types import Evidence
 
@@ -79,14 +82,98 @@ def test_what_is_hardly_seen_counts_for_little():
      (square(16), True), (square(20, 0, 30), False)],
 )  # fmt: skip
 def test_readings_of_one_thing_overlap(other, same):
-    assert scale.is_same(square(20), other, 0.5) is same
-    assert scale.is_same(other, square(20), 0.5) is same
-    assert not scale.is_same(square(20), dataclasses.replace(other, confidence=0 * other.confidence), 0.5)
+    assert scale.same_things([square(20), other], 0.5).tolist() == [0, 0 if same else 1]
+    assert scale.same_things([other, square(20)], 0.5).tolist() == [0, 0 if same else 1]
+    unseen = dataclasses.replace(other, confidence=0 * other.confidence)
+    assert scale.same_things([square(20), unseen], 0.5).tolist() == [0, 1]
 
 
 def test_overlaps_chain():
     assert scale.same_things([square(20), square(20, 10), square(20, 5)], 0.5).tolist() == [0, 0, 0]
     assert scale.same_things([square(20), square(20, 20), square(20, 19)], 0.5).tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_things_by_plain_rules(seed):
+    candidates = random_candidates(np.random.default_rng(seed), 8)
+    masks = np.zeros((8, 24, 30), bool)
+    for mask, c in zip(masks, candidates, strict=True):
+        mask[c.window()] = c.confidence > 0.5
+    linked = [[(a & b).sum() > 0.5 * (a | b).sum() for a in masks] for b in masks]
+    _, expected = connected_components(np.array(linked))
+    first = {thing: list(expected).index(thing) for thing in expected}
+    assert scale.same_things(candidates, 0.5).tolist() == [first[thing] for thing in expected]
+
+
+def test_evidence_by_the_formula():
+    """A thing with two readings and one with a single one: the integral over m, term by term."""
+    sides, diameters = (20, 20, 32), (0.1, 0.15, 0.2)
+    weak = dataclasses.replace(EVIDENCE, confidence=0.7, agreement=0.9, stability=0.8, support=0.5)
+    candidates = [square(20), square(20), dataclasses.replace(square(32, 100), evidence=weak)]
+    x = [math.log((1 + math.sqrt(2) * (s - 1)) / d) for s, d in zip(sides, diameters, strict=True)]
+    beliefs = [0.81 * 0.95 / 1.62, 0.81 * 0.95 / 1.62, 0.7 * 0.8 * 0.5]
+
+    def density(m, n):
+        parts = ((0.6, 0.0, 0.12), (0.4, -0.1, 0.45))
+        return sum(w * norm.pdf(x[n] - m, mean, deviation) for w, mean, deviation in parts)
+
+    width = 4.0  # the least that is taken for equally likely
+    middle = (min(x) + max(x)) / 2
+    grid = np.linspace(middle - width / 2, middle + width / 2, 4001)
+
+    def thing(*readings):
+        rest = (1 - sum(beliefs[n] for n in readings)) / width
+        return np.array([sum(beliefs[n] * density(m, n) for n in readings) + rest for m in grid])
+
+    expected = []
+    for n, others in ((0, (2,)), (1, (2,)), (2, (0, 1))):
+        posterior = thing(*others)
+        posterior /= posterior.sum()
+        ratio = sum(p * density(m, n) for p, m in zip(posterior, grid, strict=True)) * width
+        expected.append(ratio / (1 + ratio))
+    assert scale.scale_evidence(candidates, diameters, 0.5) == pytest.approx(expected, abs=0.004)
+
+
+def test_a_wide_spread_widens_what_is_likely():
+    near, far = scale.scale_evidence([square(20), square(2000, 3000)], [0.1, 0.1], 0.5)  # x differs by 4.6
+    assert near == pytest.approx(far, abs=0.01)
+    assert 0.1 < near < 0.2
+
+
+@pytest.mark.parametrize(
+    ("changes", "belief"),
+    [({"confidence": 0.5, "support": 0.8}, 0.4), ({"agreement": 0.5}, 0.405), ({"stability": 0.5}, 0.405),
+     ({"confidence": 1.0, "support": 1.0}, 0.95), ({"support": 0.001}, 0.01)],
+)  # fmt: skip
+def test_how_convincing_a_candidate_is(changes, belief):
+    one = dataclasses.replace(square(5), evidence=dataclasses.replace(EVIDENCE, **changes))
+    assert scale._belief(one) == pytest.approx(belief)
+
+
+def test_extent_is_the_longest_distance_in_the_mask():
+    confidence = np.zeros((40, 50), np.float32)
+    assert scale._extent(Candidate(0, 1.0, EVIDENCE, confidence, 0, 0), 0.5) == 1
+    confidence[5:35, 5:45] = 0.6
+    confidence[20, 20] = 0.0  # inside
+    confidence[0, :] = 0.5  # not above
+    assert scale._extent(Candidate(0, 1.0, EVIDENCE, confidence, 7, 9), 0.5) == pytest.approx(1 + math.hypot(29, 39))
+    bar = Candidate(0, 1.0, EVIDENCE, np.eye(3, 30, 27, dtype=np.float32), 0, 0)
+    assert scale._extent(bar, 0.5) == pytest.approx(1 + math.hypot(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("factor", "cosine", "alike"),
+    [(1.15, 1.0, True), (1.14, 1.0, False), (1 / 1.15, 1.0, True), (1.0, 1.0, False), (2.0, 0.951, True),
+     (2.0, 0.949, False)],
+)  # fmt: skip
+def test_look_alikes_of_another_size(factor, cosine, alike):
+    def known(diameter, *direction):
+        return KnownObject("", diameter, None, appearance=np.array(direction, np.float16))
+
+    one, other = known(1.0, 1, 0), known(factor, cosine, math.sqrt(1 - cosine**2))
+    assert scale.only_size_tells(one, other) is alike
+    assert scale.only_size_tells(other, one) is alike
+    assert not scale.only_size_tells(one, known(2.0, 1, 0, 0))  # features of another network
 
 
 # --------------------------------------------------------------------------- in the Segmenter

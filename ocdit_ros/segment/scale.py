@@ -75,25 +75,14 @@ def scale_evidence(candidates: Sequence[Candidate], diameters: Sequence[float], 
 
 def same_things(candidates: Sequence[Candidate], threshold: float) -> np.ndarray:
     """Number of the thing that each candidate is a reading of, int [N]: those whose masks overlap share one."""
+    masks = [c.confidence > threshold for c in candidates]
+    areas = [int(mask.sum()) for mask in masks]
     number = np.arange(len(candidates))
     for a, b in combinations(range(len(candidates)), 2):
-        if number[a] != number[b] and is_same(candidates[a], candidates[b], threshold):
+        common = _common(candidates[a], masks[a], candidates[b], masks[b])
+        if common > SAME_IOU * (areas[a] + areas[b] - common):
             number[number == max(number[a], number[b])] = min(number[a], number[b])
     return number
-
-
-def is_same(a: Candidate, b: Candidate, threshold: float) -> bool:
-    """Whether two candidates are readings of one thing: IoU of their masks above SAME_IOU."""
-    x0, y0 = max(a.x, b.x), max(a.y, b.y)
-    x1 = min(a.x + a.confidence.shape[1], b.x + b.confidence.shape[1])
-    y1 = min(a.y + a.confidence.shape[0], b.y + b.confidence.shape[0])
-    smaller = min(a.confidence.size, b.confidence.size)
-    if x1 <= x0 or y1 <= y0 or (x1 - x0) * (y1 - y0) <= 0.1 * smaller:
-        return False
-    first, second = a.confidence > threshold, b.confidence > threshold
-    common = first[y0 - a.y : y1 - a.y, x0 - a.x : x1 - a.x] & second[y0 - b.y : y1 - b.y, x0 - b.x : x1 - b.x]
-    shared = int(common.sum())
-    return shared > SAME_IOU * (int(first.sum()) + int(second.sum()) - shared)
 
 
 def only_size_tells(a: KnownObject, b: KnownObject) -> bool:
@@ -107,6 +96,16 @@ def _density(deviation: np.ndarray) -> np.ndarray:
     """Of the mixture SPREAD."""
     parts = (w * np.exp(-0.5 * ((deviation - m) / s) ** 2) / (s * np.sqrt(2 * np.pi)) for w, m, s in SPREAD)
     return np.sum(list(parts), axis=0)
+
+
+def _common(a: Candidate, mask_a: np.ndarray, b: Candidate, mask_b: np.ndarray) -> int:
+    """Pixels of the image that both masks have."""
+    x0, y0 = max(a.x, b.x), max(a.y, b.y)
+    x1, y1 = min(a.x + mask_a.shape[1], b.x + mask_b.shape[1]), min(a.y + mask_a.shape[0], b.y + mask_b.shape[0])
+    if x1 <= x0 or y1 <= y0:
+        return 0
+    first = mask_a[y0 - a.y : y1 - a.y, x0 - a.x : x1 - a.x]
+    return int((first & mask_b[y0 - b.y : y1 - b.y, x0 - b.x : x1 - b.x]).sum())
 
 
 def _belief(candidate: Candidate) -> float:

@@ -77,7 +77,7 @@ class SegmenterSettings:
     crop_scale: float = 1.5  # side of a crop relative to the longer side of the proposal's box
     crop_objects: int = 4  # objects that the network sees together in a crop: the target and its competitors
     proposal_threshold: float = 0.2  # confidence that makes a proposal in the coarse pass
-    proposals_per_object: int = 3
+    proposals_per_object: int = 6
     max_crops: int = 64  # proposals beyond are left out, weakest first
     mask_threshold: float = 0.5  # confidence at the outline of a mask
     compare_sizes: bool = True  # scores expect the objects of an image to be about equally far away (segment/scale.py)
