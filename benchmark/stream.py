@@ -17,6 +17,7 @@ where it was.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import dataclasses
 import functools
 import json
@@ -40,6 +41,7 @@ from ocdit_ros.evaluate.datasets import GroundTruth, ImageKey
 from ocdit_ros.evaluate.submission import Detection, encode_mask
 from ocdit_ros.segment import Instance, Segmenter, SegmenterSettings, StreamSettings
 from ocdit_ros.segment.stream import Effort
+from ocdit_ros.segment.weights import default_weights
 from ocdit_ros.train.objects import load_object, read_index, templates_of
 from ocdit_ros.train.scenes import Catalogue, Placed, Scene, draw_scene, render_scene
 
@@ -442,6 +444,8 @@ def main() -> None:
     segmenter = Segmenter.from_checkpoint(
         options.weights, settings=SegmenterSettings(score_threshold=settings.track_score)
     )
+    # so that results of other weights do not pass for those of these (those of other code do: delete them)
+    digest = hashlib.sha256(Path(options.weights or default_weights()).read_bytes()).hexdigest()[:8]
     with tempfile.TemporaryDirectory() as temporary:
         store = options.store or Path(temporary)
         paths, full, streamed = [], [], []
@@ -449,7 +453,7 @@ def main() -> None:
             which = (options.seed, number, options.frames, tuple(options.size), options.known)
             path = rendered(options.objects, index, store, *which)
             name = f"{options.seed}-{number:03d}-{options.frames}-{options.size[0]}-{options.known}"
-            kind = f"{options.sigma:g}-{'new' if options.no_average else 'average'}"
+            kind = f"{options.sigma:g}-{'new' if options.no_average else 'average'}-{digest}"
             files = store / f"full-{name}-{kind}.npz", store / f"stream-{name}-{kind}.npz"
             a, b = segmented(segmenter, options.objects, path, settings, files)
             paths.append(path)
