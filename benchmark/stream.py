@@ -17,9 +17,9 @@ where it was.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import dataclasses
 import functools
+import hashlib
 import json
 import statistics
 import sys
