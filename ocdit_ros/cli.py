@@ -181,6 +181,16 @@ def _count_or_range(text: str) -> int | tuple[int, int]:
     return int(text) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))
 
 
+def _share_or_range(text: str) -> float | tuple[float, float]:
+    try:
+        shares = [float(part) for part in text.split("-")]
+    except ValueError:
+        shares = []
+    if not 1 <= len(shares) <= 2 or not 0 <= shares[0] <= shares[-1] <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither a share in 0..1 nor a range such as 0.2-1")
+    return shares[0] if len(shares) == 1 else (shares[0], shares[1])
+
+
 # --------------------------------------------------------------------------- segment
 
 
@@ -390,6 +400,9 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--absent", type=_count_or_range, default=4, metavar="N or N-M",
                         help="absent objects asked for per synthetic scene; a range draws a number for each "
                         "(default: %(default)s)")  # fmt: skip
+    parser.add_argument("--asked", type=_share_or_range, default=1.0, metavar="P or P-Q",
+                        help="share of the objects in view of a synthetic scene that are asked for; a range draws one "
+                        "for each (default: all)")  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="the first N images only")
     parser.add_argument("--threshold", type=_unit_interval, metavar="SCORE",
                         help="score that counts as a detection in the report (default: the Segmenter's)")  # fmt: skip

@@ -191,3 +191,10 @@ def test_a_number_of_absent_objects_that_is_none_is_refused(absent, tmp_path, ca
     with pytest.raises(SystemExit):
         cli.main(["evaluate", str(tmp_path), f"--absent={absent}"])
     assert "neither a number of objects nor a range" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("share", ["much", "1.5", "0.6-0.2", "0-0.5-1", "-0.1", ""])
+def test_shares_that_are_none(share, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "somewhere", f"--asked={share}"])
+    assert "neither a share in 0..1 nor a range" in capsys.readouterr().err

@@ -160,6 +160,24 @@ def test_any_number_of_absent_objects(tmp_path):
     assert counts == [len(data.candidates(key)) - 2 for key in data.images]
 
 
+def test_some_of_what_is_in_view_is_not_asked_for(tmp_path):
+    shards, store = write_shards(tmp_path, images=40)
+    everything, half, none = (ShardDataset(shards, store, 1, asked=share) for share in (1.0, 0.5, 0.0))
+    counts = []
+    for key in half.images:
+        present = {g.category_id for g in everything.ground_truth(key)}
+        shown = {g.category_id for g in half.ground_truth(key)}
+        asked = half.candidates(key)
+        assert shown <= present and set(asked) & present == shown and len(asked) == len(shown) + 1
+        assert asked == half.candidates(key)
+        assert none.ground_truth(key) == [] and len(none.candidates(key)) == 1
+        counts.append(len(shown))
+    assert set(counts) == {0, 1, 2} and 30 <= sum(counts) <= 50
+    few = ShardDataset(shards, store, 1, asked=(0.0, 0.2))
+    assert 0 < sum(len(few.ground_truth(key)) for key in few.images) < 20
+    assert len(datasets.open_dataset(shards, objects=str(store), asked=0.0).ground_truth(half.images[0])) == 0
+
+
 def test_broken_shards_are_named(tmp_path):
     shards, store = write_shards(tmp_path)
     (shards / "000001.tar").write_bytes(b"not a tar file" * 100)

@@ -36,11 +36,14 @@ def evaluate(
 ) -> int:
     """Run the command with the options of `ocdit evaluate`; every process of a torchrun comes here."""
     dataset = open_dataset(
-        options.dataset, options.split, options.targets, options.object_store, options.absent, options.limit
-    )
+        options.dataset, options.split, options.targets, options.object_store, options.absent, options.limit,
+        options.asked,
+    )  # fmt: skip
     folder = Path(options.out or Path("evaluation") / f"{options.method}_{dataset.name}")
     weights = Path(options.weights or default_weights())
     header = describe(dataset, options.method, weights, settings)
+    if options.asked != 1:
+        header["asked"] = options.asked
     if options.scores:
         header["scores"] = json.loads(Path(options.scores).read_text())
     rank, world = run.rank_and_world()

@@ -286,18 +286,26 @@ class ShardDataset:
 
     Every image asks for the objects that are in it and for `absent` objects that are not (of a pair: any number
     from the first to the second), drawn by a generator seeded with the image's number, so that a run can be repeated.
+    With `asked` below 1 each object in view is asked for with that chance only (of a pair: one drawn between the two
+    for each image); instances of the others are no part of the ground truth.
 
     Args:
         shards: folder with the `.tar` shards of the split to evaluate.
         objects: folder of the object store of that split (`index.json` and `<key>.npz`).
         absent: objects asked for per image that are not in it.
         limit: evaluate the first so many images only.
+        asked: share of the objects in view that are asked for.
 
     Raises DatasetError: a folder has no shards or no index.
     """
 
     def __init__(
-        self, shards: str | Path, objects: str | Path, absent: int | tuple[int, int] = 4, limit: int | None = None
+        self,
+        shards: str | Path,
+        objects: str | Path,
+        absent: int | tuple[int, int] = 4,
+        limit: int | None = None,
+        asked: float | tuple[float, float] = 1.0,
     ) -> None:
         self._shards = sorted(Path(shards).glob("*.tar"))
         if not self._shards:
@@ -311,6 +319,7 @@ class ShardDataset:
         self.name = result_name(Path(shards).resolve().name)
         self.split = "val"
         self.absent = absent
+        self.asked = asked
         self._entries: dict[ImageKey, dict[str, tuple[int, int]]] = {}  # member -> (offset, size) in the shard
         for number, path in enumerate(self._shards):
             self._index_shard(number, path)
@@ -330,21 +339,31 @@ class ShardDataset:
         with Image.open(io.BytesIO(self._read(key, "label.png"))) as image:
             label = np.asarray(image)
         instances = []
+        asked = self._asked(key)
         for number, row in enumerate(self._meta(key)["instances"], start=1):
             mask = label == number
-            if mask.any():
+            if mask.any() and self._ids[row["object"]] in asked:
                 instances.append(GroundTruth(self._ids[row["object"]], mask, float(row["visib_fract"])))
         return instances
 
     def candidates(self, key: ImageKey) -> list[int]:
         """Ids of the objects to look for in this image."""
-        present = sorted({self._ids[row["object"]] for row in self._meta(key)["instances"]})
+        present = self._present(key)
         rest = [i for i in self.categories if i not in set(present)]
         generator = np.random.default_rng([key.scene_id, key.image_id])
         order = generator.permutation(np.array(rest, dtype=int))
         number = self.absent if isinstance(self.absent, int) else int(generator.integers(*self.absent, endpoint=True))
         drawn = order[:number]
-        return present + sorted(int(i) for i in drawn)
+        return self._asked(key) + sorted(int(i) for i in drawn)
+
+    def _present(self, key: ImageKey) -> list[int]:
+        return sorted({self._ids[row["object"]] for row in self._meta(key)["instances"]})
+
+    def _asked(self, key: ImageKey) -> list[int]:
+        """Objects in view that are asked for."""
+        generator = np.random.default_rng([key.scene_id, key.image_id, 1])
+        share = self.asked if isinstance(self.asked, float | int) else generator.uniform(*self.asked)
+        return [one for one in self._present(key) if generator.random() < share]
 
     def object_source(self, category_id: int) -> TemplateSet:
         """The object's mesh or templates."""
@@ -389,6 +408,7 @@ def open_dataset(
     objects: str | None = None,
     absent: int | tuple[int, int] = 4,
     limit: int | None = None,
+    asked: float | tuple[float, float] = 1.0,
 ) -> Dataset:
     """Open a data set folder: one with `.tar` shards as ShardDataset, anything else as BopDataset.
 
@@ -397,7 +417,7 @@ def open_dataset(
     path = Path(path)
     if path.is_dir() and any(path.glob("*.tar")):
         store = Path(objects) if objects else path.resolve().parents[1] / "objects" / path.resolve().name
-        return ShardDataset(path, store, absent, limit)
+        return ShardDataset(path, store, absent, limit, asked)
     dataset = BopDataset(path, split, targets)
     if limit is not None:
         dataset._images = dataset._images[:limit]
