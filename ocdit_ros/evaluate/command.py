@@ -42,8 +42,7 @@ def evaluate(
     folder = Path(options.out or Path("evaluation") / f"{options.method}_{dataset.name}")
     weights = Path(options.weights or default_weights())
     header = describe(dataset, options.method, weights, settings)
-    if options.asked != 1:
-        header["asked"] = options.asked
+    header |= {"absent": options.absent, "asked": options.asked}
     if options.scores:
         header["scores"] = json.loads(Path(options.scores).read_text())
     rank, world = run.rank_and_world()

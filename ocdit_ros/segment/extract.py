@@ -290,14 +290,17 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return int((a & b).sum()) / union if union else 0.0
 
 
+def common_pixels(a: Candidate, mask_a: np.ndarray, b: Candidate, mask_b: np.ndarray) -> int:
+    """Pixels of the image that the masks of two candidates share, each bool like its `confidence`."""
+    x0, y0 = max(a.x, b.x), max(a.y, b.y)
+    x1, y1 = min(a.x + mask_a.shape[1], b.x + mask_b.shape[1]), min(a.y + mask_a.shape[0], b.y + mask_b.shape[0])
+    if x1 <= x0 or y1 <= y0:
+        return 0
+    first = mask_a[y0 - a.y : y1 - a.y, x0 - a.x : x1 - a.x]
+    return int((first & mask_b[y0 - b.y : y1 - b.y, x0 - b.x : x1 - b.x]).sum())
+
+
 def _overlap(a: Candidate, b: Candidate, threshold: float) -> float:
     """Common area relative to the smaller of the two."""
-    x0, y0 = max(a.x, b.x), max(a.y, b.y)
-    x1 = min(a.x + a.confidence.shape[1], b.x + b.confidence.shape[1])
-    y1 = min(a.y + a.confidence.shape[0], b.y + b.confidence.shape[0])
-    if x1 <= x0 or y1 <= y0:
-        return 0.0
-    first = a.confidence[y0 - a.y : y1 - a.y, x0 - a.x : x1 - a.x] > threshold
-    second = b.confidence[y0 - b.y : y1 - b.y, x0 - b.x : x1 - b.x] > threshold
-    smaller = min(int((a.confidence > threshold).sum()), int((b.confidence > threshold).sum()))
-    return int((first & second).sum()) / max(smaller, 1)
+    first, second = a.confidence > threshold, b.confidence > threshold
+    return common_pixels(a, first, b, second) / max(min(int(first.sum()), int(second.sum())), 1)

@@ -17,7 +17,7 @@ from itertools import combinations
 import cv2
 import numpy as np
 
-from ocdit_ros.segment.extract import Candidate
+from ocdit_ros.segment.extract import Candidate, common_pixels
 from ocdit_ros.segment.network import KnownObject
 
 #: ln(apparent / true size) of right instances of one image about what they share, as (share, mean, standard deviation):
@@ -79,7 +79,7 @@ def same_things(candidates: Sequence[Candidate], threshold: float) -> np.ndarray
     areas = [int(mask.sum()) for mask in masks]
     number = np.arange(len(candidates))
     for a, b in combinations(range(len(candidates)), 2):
-        common = _common(candidates[a], masks[a], candidates[b], masks[b])
+        common = common_pixels(candidates[a], masks[a], candidates[b], masks[b])
         if common > SAME_IOU * (areas[a] + areas[b] - common):
             number[number == max(number[a], number[b])] = min(number[a], number[b])
     return number
@@ -96,16 +96,6 @@ def _density(deviation: np.ndarray) -> np.ndarray:
     """Of the mixture SPREAD."""
     parts = (w * np.exp(-0.5 * ((deviation - m) / s) ** 2) / (s * np.sqrt(2 * np.pi)) for w, m, s in SPREAD)
     return np.sum(list(parts), axis=0)
-
-
-def _common(a: Candidate, mask_a: np.ndarray, b: Candidate, mask_b: np.ndarray) -> int:
-    """Pixels of the image that both masks have."""
-    x0, y0 = max(a.x, b.x), max(a.y, b.y)
-    x1, y1 = min(a.x + mask_a.shape[1], b.x + mask_b.shape[1]), min(a.y + mask_a.shape[0], b.y + mask_b.shape[0])
-    if x1 <= x0 or y1 <= y0:
-        return 0
-    first = mask_a[y0 - a.y : y1 - a.y, x0 - a.x : x1 - a.x]
-    return int((first & mask_b[y0 - b.y : y1 - b.y, x0 - b.x : x1 - b.x]).sum())
 
 
 def _belief(candidate: Candidate) -> float:
