@@ -396,7 +396,7 @@ else
     fi
 
     free=$(df -Pk "$root" | awk 'NR == 2 { print int($4 / 1e6) }')
-    if ((free < 9)) && [[ ! -f $venv/.stamp ]]; then
+    if ((free < 8)) && [[ ! -f $venv/.stamp ]]; then
         die "the disk of $root has $free GB left, and the environment takes 8: free some space, then run make env again"
     fi
 

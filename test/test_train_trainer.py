@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from ocdit_ros.model import ModelConfig, OCDiT, SamplerSettings, load_checkpoint, save_checkpoint
+from ocdit_ros.model import ModelConfig, OCDiT, SamplerSettings, TemplateFeatures, load_checkpoint, save_checkpoint
 from ocdit_ros.train import command
 from ocdit_ros.train.dataset import MixedSource, ObjectStore, SampleSettings, SampleSource, SceneShards
 from ocdit_ros.train.pictures import strip
@@ -28,10 +28,10 @@ from ocdit_ros.train.validation import average_precision, encode_masks, noise_cu
 SETTINGS = SampleSettings(size=64, objects=3, min_crop=48, min_pixels=20)
 
 
-def write_data(root, scenes=12):
-    """Discs of one colour per object: three families of two objects, four discs a scene."""
+def write_data(root, scenes=12, objects=6):
+    """Discs of one colour per object: families of two objects, four discs of the first six a scene."""
     rng = np.random.default_rng(0)
-    colours = rng.integers(40, 255, (6, 3))
+    colours = rng.integers(40, 255, (objects, 3))
     store = root / "objects" / "train"
     store.mkdir(parents=True)
     yy, xx = np.mgrid[:64, :64]
@@ -43,7 +43,7 @@ def write_data(root, scenes=12):
             masks=np.broadcast_to(disc * 255, (4, 64, 64)),
         )
     (store / "index.json").write_text(
-        json.dumps({f"disc{k}": {"family": f"f{k // 2}", "diameter": 0.1 + 0.02 * k} for k in range(6)})
+        json.dumps({f"disc{k}": {"family": f"f{k // 2}", "diameter": 0.1 + 0.02 * k} for k in range(objects)})
     )
     folder = root / "scenes" / "train"
     folder.mkdir(parents=True)
@@ -131,6 +131,77 @@ def test_absent_objects_are_not_in_the_scene(data):
         empty = [k for k, m in zip(keys, masks) if not m.any()]
         assert len(empty) >= 2 or len(in_scene) >= 5
         assert sum(k not in in_scene for k in empty) >= min(2, 6 - len(in_scene))
+
+
+@pytest.fixture(scope="module")
+def more_objects(tmp_path_factory):
+    """The same scenes with a store of eighteen objects."""
+    return write_data(tmp_path_factory.mktemp("more"), objects=18)
+
+
+def in_view(samples, index):
+    """Objects with enough pixels in the view of a sample: what is asked for when there is room for all of them."""
+    settings = dataclasses.replace(samples.settings, objects=6, absent=(1.0,), unasked=0.0, resembling=0.0)
+    _, masks, keys = SampleSource(samples.scenes, samples.objects, settings, samples.seed).sample(index)
+    return {k for k, m in zip(keys, masks) if m.any()}
+
+
+def test_queries_may_leave_out_what_is_in_view(more_objects):
+    samples = source(more_objects, tiny(), unasked=1.0, absent=(1.0,), objects=6)
+    shares = []
+    for index in range(60):
+        _, masks, keys = samples.sample(index)
+        assert len(set(keys)) == 6
+        view = in_view(samples, index)
+        asked = {k for k, m in zip(keys, masks) if m.any()}
+        assert asked <= view
+        in_scene = {i["object"] for i in samples.scenes[samples.scene_of(index)][2]}
+        assert not (set(keys) - asked) & in_scene  # what is left out is not asked for by its name
+        shares.append(len(asked) / max(len(view), 1))
+    assert sum(s == 0 for s in shares) >= 5
+    assert sum(s == 1 for s in shares) >= 5
+    assert 0.3 < np.mean(shares) < 0.7
+    plain = source(more_objects, tiny(), absent=(1.0,), objects=6)
+    for index in range(20):
+        _, masks, keys = plain.sample(index)
+        assert {k for k, m in zip(keys, masks) if m.any()} == in_view(plain, index)
+
+
+def test_absent_objects_may_resemble_what_is_in_view(more_objects):
+    samples = source(more_objects, tiny(), look_alike=0.0, resembling=1.0, absent=(0.0, 1.0))
+    store = samples.objects
+    # Each object of the scenes has two that resemble it, at cosines of 0.8 and 0.6 of its own direction, and none else.
+    directions = torch.eye(18)
+    for number in range(6):
+        for other, cosine in ((6 + number, 0.8), (12 + number, 0.6)):
+            directions[other] = cosine * directions[number] + (1 - cosine**2) ** 0.5 * directions[other]
+    for number in range(18):
+        maps = directions[number][None, :, None, None].expand(4, 18, 4, 4).half()
+        store.memory[f"disc{number}"] = TemplateFeatures((maps,), torch.ones(4, 4, 4).half())
+    assert store.resembling("disc3") == ["disc9", "disc15"]
+    checked = 0
+    for index in range(30):
+        _, masks, keys = samples.sample(index)
+        for key in (k for k, m in zip(keys, masks) if not m.any()):
+            assert any(key in store.resembling(k) for k in in_view(samples, index))
+            checked += 1
+    assert checked >= 30
+
+
+def test_the_same_object_in_another_size_is_no_answer_to_one_that_was_left_out(more_objects):
+    samples = source(more_objects, tiny(), unasked=1.0, look_alike=1.0, absent=(1.0,))
+    store = samples.objects
+    directions = torch.eye(18)
+    for number in range(18):
+        maps = directions[number // 2][None, :, None, None].expand(4, 18, 4, 4).half()  # pairs look the same
+        store.memory[f"disc{number}"] = TemplateFeatures((maps,), torch.ones(4, 4, 4).half())
+    assert store.look_the_same("disc4", "disc5") and not store.look_the_same("disc3", "disc4")
+    assert "disc5" not in store.resembling("disc4")
+    for index in range(40):
+        _, masks, keys = samples.sample(index)
+        left_out = in_view(samples, index) - set(keys)
+        for key in (k for k, m in zip(keys, masks) if not m.any()):
+            assert not any(store.look_the_same(key, other) for other in left_out)
 
 
 def test_several_queries_share_the_instances_of_an_object(data):

@@ -47,6 +47,15 @@ class TemplateFeatures:
             tuple(m.to(device, torch.float32) for m in self.maps), self.coverage.to(device, torch.float32)
         )
 
+    def appearance(self) -> Tensor:
+        """Features [N_T, ...] of one object as one unit vector, float16: the scalar product of two objects' is the mean
+        cosine of what their templates show at the same places.
+        """
+        tokens = F.normalize(self.maps[-1].float(), dim=1)
+        share = F.adaptive_avg_pool2d(self.coverage.float(), (tokens.shape[-2], tokens.shape[-1]))
+        share = share / share.sum().clamp_min(1e-6)
+        return (tokens * share.sqrt()[:, None]).flatten().half().cpu()
+
     @staticmethod
     def stack(parts: list[TemplateFeatures]) -> TemplateFeatures:
         """Join features of single objects [N_T, ...] (or of whole queries) along a new leading dimension."""

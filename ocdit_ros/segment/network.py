@@ -102,7 +102,7 @@ class Network:
         """An object of the catalogue from the arrays that `featurize` made."""
         maps = tuple(torch.from_numpy(features[f"map_{s}"]) for s in self.config.feature_strides)
         known = TemplateFeatures(maps, torch.from_numpy(features["coverage"])).to(self.device)
-        return KnownObject(name, diameter, known, slot, _appearance(known))
+        return KnownObject(name, diameter, known, slot, known.appearance().numpy())
 
     def condition(self, rows: Sequence[Sequence[KnownObject]], slots: Sequence[Sequence[int]]) -> Conditioning:
         """Conditioning of B rows of N_O objects each, put together from what is kept of every object.
@@ -311,14 +311,3 @@ def _on_latent_grid(maps: Features) -> Tensor:
     """All strides concatenated on the /16 grid: [B, sum C_s, h, w]."""
     size = (maps[-1].shape[-2], maps[-1].shape[-1])
     return torch.cat([F.adaptive_avg_pool2d(m, size) if m.shape[-2:] != size else m for m in maps], 1)
-
-
-def _appearance(features: TemplateFeatures) -> np.ndarray:
-    """Features of all templates as one unit vector, float16: the scalar product of two objects' is the mean cosine of
-    what their templates show at the same places.
-    """
-    tokens = torch.nn.functional.normalize(features.maps[-1], dim=1)
-    height, width = tokens.shape[-2:]
-    share = torch.nn.functional.adaptive_avg_pool2d(features.coverage, (height, width))
-    share = share / share.sum().clamp_min(1e-6)
-    return (tokens * share.sqrt()[:, None]).flatten().half().cpu().numpy()

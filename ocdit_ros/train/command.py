@@ -118,6 +118,18 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         help="share of steps on half-size batches of large views, of whose objects any number may be absent",
     )
     parser.add_argument("--coarse-size", type=int, default=288, help="pixels of those views")
+    parser.add_argument(
+        "--unasked",
+        type=float,
+        default=0.0,
+        help="share of samples whose query leaves out some, or all, of what is in view",
+    )
+    parser.add_argument(
+        "--resembling",
+        type=float,
+        default=0.0,
+        help="share of absent objects, look-alikes aside, that resemble something in view",
+    )
     parser.add_argument("--coarse-objects", type=int, default=8, help="objects in a query of those views")
     parser.add_argument("--validation-scenes", type=int, default=100)
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
@@ -208,12 +220,21 @@ def _sources(
         zoom=args.zoom,
         size=args.size,
         queries_per_object=model.config.queries_per_object,
+        unasked=args.unasked,
+        resembling=args.resembling,
     )
     queries = model.config.queries_per_object
     store = ObjectStore(data / "objects" / "train", model, cache / "train")
     scenes = open_scenes(args.scenes or [str(data / "scenes" / "train")], store.index)
     source = SampleSource(scenes, store, sampling, args.seed)
-    large = SampleSettings.coarse(args.coarse_size, args.coarse_objects, queries_per_object=queries, batch_share=0.5)
+    large = SampleSettings.coarse(
+        args.coarse_size,
+        args.coarse_objects,
+        queries_per_object=queries,
+        batch_share=0.5,
+        unasked=args.unasked,
+        resembling=args.resembling,
+    )
     shares = []
     for kind, share in (
         (source, 1 - args.coarse_share),

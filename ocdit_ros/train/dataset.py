@@ -12,6 +12,7 @@ resumed exactly, and so that two processes see what one would.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -21,12 +22,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ocdit_ros.model import OCDiT, TemplateFeatures
+
+RESEMBLING = 24  # objects that count as resembling one, but no more than an eighth of all
+SAME_LOOK = 0.95  # mean cosine of the templates of two objects from which on only their size tells them apart
 
 Scene = tuple[NDArray[np.uint8], NDArray[np.uint8], list[dict[str, Any]]]
 
@@ -135,10 +140,56 @@ class ObjectStore:
         for key in self.keys:
             self.families.setdefault(self.index[key]["family"], []).append(key)
         self.memory: dict[str, TemplateFeatures] = {}
+        self._resembling: dict[str, list[str]] = {}
+        self._same: dict[tuple[str, str], bool] = {}
 
     def look_alikes(self, key: str) -> list[str]:
         """Other objects of the same family."""
         return [k for k in self.families[self.index[key]["family"]] if k != key]
+
+    def resembling(self, key: str) -> list[str]:
+        """The objects whose templates have the features most like those of `key`, best first (up to `RESEMBLING`).
+
+        Not among them: those that look the same, which only their size tells apart.
+        """
+        if key not in self._resembling:
+            cosines = self._descriptors @ self._descriptors[self._number[key]]
+            order = [self.keys[i] for i in cosines.argsort(descending=True) if self.keys[i] != key]
+            count = min(RESEMBLING, max(len(self.keys) // 8, 1))
+            near = [k for k in order[: 2 * count] if not self.look_the_same(key, k)]
+            self._resembling[key] = near[:count]
+        return self._resembling[key]
+
+    def look_the_same(self, first: str, second: str) -> bool:
+        """Whether the templates of two objects show the same: one of them may be the other in another size."""
+        pair = (min(first, second), max(first, second))
+        if pair not in self._same:
+            # objects whose means differ are not worth the comparison of all places of all templates
+            near = float(self._descriptors[self._number[first]] @ self._descriptors[self._number[second]]) > 0.8
+            if near:
+                a, b = (self.features(key).appearance().float() for key in pair)
+                near = a.shape == b.shape and float(a @ b) > SAME_LOOK
+            self._same[pair] = near
+        return self._same[pair]
+
+    @functools.cached_property
+    def _number(self) -> dict[str, int]:
+        return {key: number for number, key in enumerate(self.keys)}
+
+    @functools.cached_property
+    def _descriptors(self) -> Tensor:
+        """Mean feature of each object over its templates, less that of all objects, as unit vectors [objects, C].
+
+        All objects share most of a backbone's mean feature, so what is left of it tells them apart.
+        """
+        rows = []
+        for key in self.keys:
+            features = self.features(key)
+            tokens = F.normalize(features.maps[-1].float(), dim=1)
+            share = F.adaptive_avg_pool2d(features.coverage.float(), (tokens.shape[-2], tokens.shape[-1]))
+            rows.append((tokens * share[:, None]).sum((0, 2, 3)) / share.sum().clamp_min(1e-6))
+        descriptors = torch.stack(rows)
+        return F.normalize(descriptors - descriptors.mean(0), dim=1)
 
     def diameter(self, key: str) -> float:
         """Metres."""
@@ -192,6 +243,8 @@ class SampleSettings:
     queries_per_object: int = 1
     absent: tuple[float, ...] = (0.4, 0.4, 0.2)  # probability of 0, 1, 2, ... absent objects
     look_alike: float = 0.5  # share of absent objects that are look-alikes of objects in the scene, where there are any
+    unasked: float = 0.0  # share of samples whose query leaves out some, or all, of what is in view
+    resembling: float = 0.0  # share of the other absent objects whose templates resemble an object in view
     zoom: float = 0.5  # share of samples that are crops (as the refine stage sees them)
     crop_scale: tuple[float, float] = (1.1, 3.5)  # side of a crop relative to the longer side of the instance's box
     crop_shift: float = 0.15  # deviation of a crop's middle from that of the box, relative to its longer side
@@ -347,7 +400,11 @@ class SampleSource:
         in_scene: set[str],
         rng: np.random.Generator,
     ) -> list[str]:
-        """Keys of N_O objects: present ones near the centre, and absent ones, in random order."""
+        """Keys of N_O objects: present ones near the centre, and absent ones, in random order.
+
+        With `unasked` a query may leave out what stands in the middle of a view: the refine pass meets such views
+        wherever the coarse pass has taken one object for another, and a catalogue need not know all that is in view.
+        """
         settings = self.settings
         absent = int(rng.choice(len(settings.absent), p=settings.absent))
         present = sorted(visible)
@@ -363,14 +420,29 @@ class SampleSource:
                 f"'{self.objects.folder}' has {len(self.objects.keys)} objects, too few for queries of "
                 f"{settings.objects}"
             )
-        present = sorted(present, key=distance.__getitem__)[:wanted]
+        nearest = sorted(present, key=distance.__getitem__)
+        asked = nearest
+        if settings.unasked and outside >= settings.objects and rng.random() < settings.unasked:
+            share = rng.random()
+            asked = [key for key in nearest if rng.random() < share]
+        keys = asked[:wanted]
+        left_out = [key for key in nearest if key not in keys]
         twins = [k for key in sorted(in_scene) for k in self.objects.look_alikes(key) if k not in in_scene]
-        keys = list(present)
+        tries = 0
         while len(keys) < settings.objects:
-            pool = twins if twins and rng.random() < settings.look_alike else self.objects.keys
-            key = pool[int(rng.integers(len(pool)))]
-            if key in in_scene or key in keys:
-                twins = [t for t in twins if t not in keys]
+            pool, tries = self.objects.keys, tries + 1
+            if tries > 10 * settings.objects:
+                pass  # no more of these are left: anything will do
+            elif twins and rng.random() < settings.look_alike:
+                pool = twins
+            elif settings.resembling and nearest and rng.random() < settings.resembling:
+                # every other one resembles what is in the middle, which a crop is about
+                pool = self.objects.resembling(nearest[0 if rng.random() < 0.5 else int(rng.integers(len(nearest)))])
+            key = pool[int(rng.integers(len(pool)))] if pool else ""
+            # nothing in a view tells an object that was left out from the same one in another size
+            same = settings.unasked and key and any(self.objects.look_the_same(key, other) for other in left_out)
+            if not key or key in in_scene or key in keys or (same and tries <= 10 * settings.objects):
+                twins = [t for t in twins if t not in keys and t != key]
                 continue
             keys.append(key)
         return [keys[i] for i in rng.permutation(len(keys))]
