@@ -52,6 +52,7 @@ class ModelConfig:
     correlation_width: int = 0  # 0 switches it off
     correlation_strides: tuple[int, ...] = (16,)
     correlation_hidden: int = 0  # hidden units beside the linear projection of the features; 0: linear alone
+    correlation_background: int = 0  # patches of other objects that image patches are compared with too; 0: none
     size_encoding: bool = True
     # EDM (Karras et al. 2022, Tab. 1)
     sigma_data: float = 0.5
@@ -147,6 +148,7 @@ _MOST: dict[str, float] = {
     "max_objects": 65536, "train_objects": 65536, "templates": 1024, "template_size": 1024, "max_grid": 1024,
     "queries_per_object": 1024, "latent_channels": 1024, "vae_channels": 2048, "vae_blocks": 64, "width": 4096,
     "depth": 128, "mlp_ratio": 16.0, "embed_kernel": 15, "correlation_width": 4096, "correlation_hidden": 4096,
+    "correlation_background": 65536,
 }  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {

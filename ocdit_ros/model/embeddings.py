@@ -148,8 +148,11 @@ class TemplateCorrelation(nn.Module):
     A learned projection shared by image and templates (linear, and with `hidden` units a small MLP beside it, which
     starts at zero), then cosine similarity. Five numbers per patch: the best
     match, the mean of the five best, the lead over the best other object, and two comparisons with the rest of the
-    image.
+    image. With a background, a sixth: the lead over the best of its patches, which other objects show. A patch that
+    many objects could show says little about one of them, and a list need not name what is in view.
     """
+
+    background: Tensor  # [K, channels] features of patches, so that their descriptors follow those of the image
 
     statistics = 5
 
@@ -161,8 +164,12 @@ class TemplateCorrelation(nn.Module):
         width: int,
         out_width: int,
         hidden: int = 0,
+        background: int = 0,
     ) -> None:
-        """Project `channels` (all strides concatenated) to `width`, embed the statistics into `out_width`."""
+        """Project `channels` (all strides concatenated) to `width`, embed the statistics into `out_width`.
+
+        The lead over a background of K patches starts without weight; the patches are to be filled in.
+        """
         super().__init__()
         self.strides, self.feature_strides = strides, feature_strides
         self.projection = nn.Linear(channels, width, bias=False)
@@ -175,6 +182,11 @@ class TemplateCorrelation(nn.Module):
                 nn.init.zeros_(parameter)
         inputs = sum(self.statistics * (16 // s) ** 2 for s in strides)
         self.mlp = nn.Sequential(nn.Linear(inputs, out_width), nn.SiLU(), nn.Linear(out_width, out_width))
+        self.background_lead: nn.Linear | None = None
+        if background:
+            self.register_buffer("background", torch.zeros(background, channels))
+            self.background_lead = nn.Linear(sum((16 // s) ** 2 for s in strides), out_width, bias=False)
+            nn.init.zeros_(self.background_lead.weight)
 
     def describe(self, features: Features, stride: int) -> Tensor:
         """Unit vectors [B, H/stride, W/stride, width] of features at `stride`; float32 even under autocast."""
@@ -224,9 +236,25 @@ class TemplateCorrelation(nn.Module):
         weight = (present / present.sum(-1, keepdim=True)).to(top.dtype)
         return top[:, :, 0], (top * weight[..., None, None]).sum(2)
 
+    def commonness(self, features: Features, stride: int) -> Tensor:
+        """Highest cosine of every patch with the background [B, H/stride, W/stride], without gradient.
+
+        Raises ValueError for a model without one.
+        """
+        if self.background_lead is None:
+            raise ValueError("this model has no background to compare patches with (correlation_background is 0)")
+        rows = features[0].shape[0]
+        if features[0].stride(0) == 0:  # one image for all rows
+            features = tuple(f[:1] for f in features)
+        # gradients to descriptors, which the cosines with the templates train, would cost a fifth of a step
+        with torch.no_grad(), torch.autocast(features[0].device.type, enabled=False):
+            scene, keys = self.describe(features, stride), self._unit_vectors(self.background)
+            best = torch.stack([(scene @ part.T).amax(-1) for part in keys.split(1024)]).amax(0)
+        return best.expand(rows, *best.shape[1:])
+
     def forward(self, features: Features, keys: Tensor, valid: Tensor) -> Tensor:
         """Query input [B, N_O, n_q, d_e] from image features and template keys."""
-        inputs = []
+        inputs, leads = [], []
         for stride in self.strides:
             best, five = self.similarity(features, keys, valid, stride)
             if best.shape[1] > 1:
@@ -240,4 +268,10 @@ class TemplateCorrelation(nn.Module):
             x = torch.stack([best, five, lead, 0.5 * standard, five - five.amax((2, 3), keepdim=True)], 2)
             x = F.pixel_unshuffle(x.flatten(0, 1), 16 // stride)  # [B * N_O, 5 (16/stride)^2, h, w]
             inputs.append(x.view(*best.shape[:2], x.shape[1], -1))
-        return self.mlp(torch.cat(inputs, 2).transpose(2, 3))
+            if self.background_lead is not None:
+                lead = F.pixel_unshuffle(best - self.commonness(features, stride)[:, None], 16 // stride)
+                leads.append(lead.view(*best.shape[:2], (16 // stride) ** 2, -1))
+        hidden = self.mlp[0](torch.cat(inputs, 2).transpose(2, 3))
+        if self.background_lead is not None:
+            hidden = hidden + self.background_lead(torch.cat(leads, 2).transpose(2, 3))
+        return self.mlp[2](self.mlp[1](hidden))

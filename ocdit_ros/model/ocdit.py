@@ -139,6 +139,7 @@ class OCDiT(nn.Module):
                 config.correlation_width,
                 width,
                 config.correlation_hidden,
+                config.correlation_background,
             )
             if config.correlation_width
             else None

@@ -50,6 +50,17 @@ def add_parser(subparsers: Any) -> None:
     matching.add_argument("--minutes", type=float, default=20)
     _add_sampling(matching)
 
+    background = stages.add_parser(
+        "background", help="give a checkpoint patches of other objects to compare with (correlation_background)"
+    )
+    background.add_argument("--init", required=True)
+    background.add_argument("--data", required=True)
+    background.add_argument("--out", required=True)
+    background.add_argument("--patches", type=int, default=4096)
+    background.add_argument("--objects", type=int, default=600, help="training objects that the patches are drawn from")
+    background.add_argument("--cache", help="folder for template features (default: features, beside the output)")
+    background.add_argument("--seed", type=int, default=0)
+
     denoiser = stages.add_parser("denoiser", help="train the denoiser (resumes from --run when it holds a state)")
     denoiser.add_argument("--init", required=True, help="checkpoint with a trained VAE, or the shipped weights")
     denoiser.add_argument("--run", required=True, help="folder for state, history, TensorBoard and weights")
@@ -159,7 +170,8 @@ def _changes(items: list[str]) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     """Run the chosen stage; returns the exit status."""
     stages = {
-        "start": _start, "vae": _vae, "matching": _matching, "denoiser": _denoiser, "study": _study, "export": _export
+        "start": _start, "vae": _vae, "matching": _matching, "background": _background, "denoiser": _denoiser,
+        "study": _study, "export": _export,
     }  # fmt: skip
     return stages[args.stage](args)
 
@@ -284,6 +296,23 @@ def _matching(args: argparse.Namespace) -> int:
     )  # fmt: skip
     print(json.dumps(result))
     save_checkpoint(model, args.out, {**model.provenance, "stage": "matching", "matching": result})
+    return 0
+
+
+def _background(args: argparse.Namespace) -> int:
+    from ocdit_ros.model import save_checkpoint
+    from ocdit_ros.train.dataset import ObjectStore
+    from ocdit_ros.train.matching import background_patches
+    from ocdit_ros.train.trainer import start_model
+
+    model = start_model(args.init, {"correlation_background": args.patches})
+    if model.correlation is None:
+        raise SystemExit("a background needs a model with template correlation (correlation_width above 0)")
+    cache = Path(args.cache) if args.cache else Path(args.out).parent / "features"
+    store = ObjectStore(Path(args.data) / "objects" / "train", model, cache / "train")
+    model.correlation.background.copy_(background_patches(model, store, args.patches, args.objects, args.seed))
+    drawn = {"patches": args.patches, "objects": args.objects, "seed": args.seed}
+    save_checkpoint(model, args.out, {**model.provenance, "background": drawn})
     return 0
 
 

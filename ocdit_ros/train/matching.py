@@ -12,13 +12,14 @@ import dataclasses
 import time
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ocdit_ros.model import Conditioning, Features, OCDiT
-from ocdit_ros.train.dataset import Batch, MixedSource, SampleSource
+from ocdit_ros.train.dataset import Batch, MixedSource, ObjectStore, SampleSource
 
 IGNORED = -100  # of torch's cross-entropy
 
@@ -103,6 +104,27 @@ def measure_matching(model: OCDiT, loss: MatchingLoss, batches: list[Batch]) -> 
         losses.append(loss(best, masks))
     model.train(was_training)
     return Matching(float(torch.stack(right).nanmean()), float(torch.stack(losses).mean()))
+
+
+def background_patches(model: OCDiT, store: ObjectStore, count: int, objects: int = 600, seed: int = 0) -> Tensor:
+    """Features [count, channels] of template patches that `objects` objects of the store show, evenly drawn.
+
+    What `TemplateCorrelation.background` takes. Of a store with many more objects most are in no patch, and meet the
+    background in training as unknown objects do in use. Raises ValueError when the objects show too few patches.
+    """
+    generator = np.random.default_rng(seed)
+    keys = [store.keys[i] for i in generator.permutation(len(store.keys))[:objects]]
+    rows = []
+    for key in keys:
+        features = store.features(key)
+        maps = zip(features.maps, model.config.feature_strides)
+        patches = torch.cat([F.avg_pool2d(m.float(), model.config.stride // s) for m, s in maps], 1).movedim(1, -1)
+        shown = patches[features.coverage >= model.config.min_coverage]
+        rows.append(shown[generator.permutation(len(shown))])
+    order = [(place, n) for n, row in enumerate(rows) for place in range(len(row))]
+    if len(order) < count:
+        raise ValueError(f"{len(keys)} objects show {len(order)} patches, fewer than the {count} asked for")
+    return torch.stack([rows[n][place] for place, n in sorted(order)[:count]])
 
 
 def train_matching(
