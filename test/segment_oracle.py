@@ -65,7 +65,7 @@ class OracleNetwork:
                 for e in range(sampler.ensemble):
                     seen = maps[:, np.minimum(lines, maps.shape[1] - 1), np.minimum(columns, maps.shape[2] - 1)]
                     confidence[r, e, t] = self.spoil(seen, generator)
-        return Output(confidence, np.full((len(rows), targets, height // 16, width // 16), 0.5, np.float32))
+        return Output(confidence, np.full((len(rows), targets, 2, height // 16, width // 16), 0.5, np.float32))
 
 
 def templates(name: str, size: int = 64, count: int = 4) -> TemplateSet:

@@ -510,6 +510,44 @@ def test_correlation_of_an_object_ignores_padding_and_the_templates_of_others():
     close(results[0][1, 0, 0], (scene @ three.T).mean(-1), 1e-5)
 
 
+def test_the_background_tells_by_how_much_an_object_leads():
+    model = live_model(correlation_strides=(16, 8), correlation_background=1500)
+    correlation = model.correlation
+    correlation.background.copy_(torch.randn(correlation.background.shape))
+    query = random_query(model, objects=3, height=2, width=3)
+    conditioning = model.condition(query.templates, query.diameters)
+    for stride in (16, 8):
+        scene, keys = correlation.describe(query.image, stride), correlation._unit_vectors(correlation.background)
+        close(correlation.commonness(query.image, stride), torch.einsum("bhwc,kc->bhwk", scene, keys).amax(-1), 1e-6)
+        one = tuple(m[:1] for m in query.image)
+        rows = tuple(m.expand(4, -1, -1, -1) for m in one)  # one image for all rows is compared once
+        close(correlation.commonness(rows, stride), correlation.commonness(one, stride).expand(4, -1, -1), 1e-6)
+    extra = correlation(query.image, conditioning.correlation_keys, conditioning.valid)
+    # by hand: the lead at both strides goes into the hidden units beside the other statistics
+    seen = []
+    hook = correlation.background_lead.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    correlation(query.image, conditioning.correlation_keys, conditioning.valid)
+    hook.remove()
+    coarse, fine = (
+        correlation.similarity(query.image, conditioning.correlation_keys, conditioning.valid, s)[0]
+        - correlation.commonness(query.image, s)[:, None]
+        for s in (16, 8)
+    )
+    for y in range(2):
+        for x in range(3):
+            wanted = [coarse[:, :, y, x], *(fine[:, :, 2 * y + i, 2 * x + j] for i in (0, 1) for j in (0, 1))]
+            close(seen[0][:, :, 3 * y + x], torch.stack(wanted, -1), 1e-6)
+    with torch.no_grad():
+        correlation.background_lead.weight.zero_()
+    silent = correlation(query.image, conditioning.correlation_keys, conditioning.valid)
+    assert float((extra - silent).detach().abs().max()) > 1e-3
+    plain = live_model(correlation_strides=(16, 8))
+    plain.correlation.load_state_dict(correlation.state_dict(), strict=False)
+    close(silent, plain.correlation(query.image, conditioning.correlation_keys, conditioning.valid), 1e-6)
+    with pytest.raises(ValueError, match="correlation_background"):
+        plain.correlation.commonness(query.image, 16)
+
+
 @pytest.mark.parametrize(
     "values, named",
     [

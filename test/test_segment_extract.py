@@ -96,8 +96,8 @@ def test_a_query_that_comes_again_whole_is_the_same(first, second):
 def test_evidence_by_hand():
     confidence = boxes((0, 0, 32, 32), height=64, width=64, value=0.8)
     weaker = boxes((0, 0, 32, 16), height=64, width=64, value=0.8)
-    similarity = np.zeros((4, 4), np.float32)
-    similarity[:2, :2] = 0.6
+    similarity = np.full((2, 4, 4), [[[0.0]], [[0.35]]], np.float32)
+    similarity[0, :2, :2] = 0.6
     part = confidence > 0.5
     nothing = np.zeros_like(part)
     rival = boxes((0, 0, 8, 32), height=64, width=64, value=0.6)
@@ -106,6 +106,7 @@ def test_evidence_by_hand():
     assert (one.size, one.rarity) == pytest.approx((0.75, 0.25))  # 32 x 32 canvas pixels, each 3 pixels of the image
     assert (one.confidence, one.agreement, one.stability) == pytest.approx((0.8, 1.0, 1.0))
     assert (one.similarity, one.lead, one.coarse) == pytest.approx((0.6, 0.8, 0.5))
+    assert one.distinction == pytest.approx(0.5 + 0.5 * 0.25)
     assert one.support == pytest.approx(0.4)
     assert one.uncontested == pytest.approx(1 - 1 / 8)  # of the strip with 0.6, the upper half is this object's
     two = extract.weigh(np.stack([confidence, weaker]), part, nothing, 0.5, similarity, rival * 0)
@@ -339,10 +340,10 @@ def test_evidence_by_plain_rules(seed):
     members[:, 8:20, 10:30] = 0.85
     members[1, 12:16, 10:20] = np.nan
     part, others = boxes((10, 8, 20, 12), height=32, width=48) > 0, boxes((36, 4, 6, 20), height=32, width=48) > 0
-    similarity = rng.uniform(-0.5, 1.4, (2, 3)).astype(np.float32)
+    similarity, common = maps = rng.uniform(-0.5, 1.4, (2, 2, 3)).astype(np.float32)
     rival = rng.choice(np.array([0.2, 0.3, 0.9], np.float32), (32, 48))
     coarse = rng.choice(np.array([0.1, 0.2, 0.3, 0.6], np.float32), (32, 48)) * float(rng.choice([0.5, 1.0]))
-    one = extract.weigh(members, part, others, 0.5, similarity, rival, coarse)
+    one = extract.weigh(members, part, others, 0.5, maps, rival, coarse)
 
     near = np.zeros_like(part)
     near[0:29, 1:39] = True  # nine pixels around
@@ -361,6 +362,8 @@ def test_evidence_by_plain_rules(seed):
     outside = (similarity * (1 - share)).sum() / (1 - share).sum()
     assert one.similarity == pytest.approx(min(max(inside, 0.0), 1.0), abs=1e-5)
     assert one.lead == pytest.approx(min(max(0.5 + 0.5 * (inside - outside), 0.0), 1.0), abs=1e-5)
+    wanted = 0.5 + 0.5 * (inside - (common * share).sum() / share.sum())
+    assert one.distinction == pytest.approx(min(max(wanted, 0.0), 1.0), abs=1e-5)
     cut = min(0.5, 0.5 * coarse[part].max())
     assert one.coarse == pytest.approx(iou((coarse > cut) & ~others, part))
     assert one.support == pytest.approx(coarse[part].mean())
@@ -370,15 +373,16 @@ def test_evidence_by_plain_rules(seed):
 def test_evidence_stays_between_0_and_1():
     part = boxes((0, 0, 16, 16), height=32, width=32) > 0
     for inside, outside, similarity, lead in ((3.0, -3.0, 1.0, 1.0), (-3.0, 3.0, 0.0, 0.0)):
-        values = np.full((2, 2), outside, np.float32)
-        values[0, 0] = inside
+        values = np.full((2, 2, 2), outside, np.float32)
+        values[0, 0, 0] = inside
         one = extract.weigh(part[None] * np.float32(0.9), part, ~part, 0.5, values, np.zeros(part.shape, np.float32))
-        assert (one.similarity, one.lead) == (similarity, lead)
+        assert (one.similarity, one.lead, one.distinction) == (similarity, lead, lead)
 
 
 def evidence(members, part, threshold=0.5, similarity=None, others=None, **options):
     """Evidence without rivals."""
     similarity = np.zeros((part.shape[0] // 16, part.shape[1] // 16), np.float32) if similarity is None else similarity
+    similarity = np.stack([similarity, similarity])
     others = np.zeros_like(part) if others is None else others
     return extract.weigh(
         members.astype(np.float32), part, others, threshold, similarity, np.zeros(part.shape, np.float32), **options

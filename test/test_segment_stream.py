@@ -305,7 +305,9 @@ def test_a_mirrored_view_alone_gives_the_similarity_as_it_lies_in_the_crop(segme
     def by_column(images, rows, slots, image_of_row, targets, *rest, **named):
         output = run(images, rows, slots, image_of_row, targets, *rest, **named)
         seen = np.stack([cv2.resize(images[n][..., 0], None, fx=1 / 16, fy=1 / 16) for n in image_of_row])
-        return dataclasses.replace(output, similarity=np.repeat(seen[:, None], targets, 1).astype(np.float32))
+        return dataclasses.replace(
+            output, similarity=np.repeat(np.stack([seen, seen], 1)[:, None], targets, 1).astype(np.float32)
+        )
 
     monkeypatch.setattr(segmenter.network, "run", by_column)
     coarse = segmenter.coarse(frame(40))
@@ -314,7 +316,7 @@ def test_a_mirrored_view_alone_gives_the_similarity_as_it_lies_in_the_crop(segme
     for n in range(2):
         look = segmenter._refine_look(frame(40), coarse, places, lambda _, crop, n=n: [augmented(crop, 2)[n]])
         found.append(segmenter._run([look])[0][0].similarity)
-    assert np.ptp(found[0], axis=1).min() > 10  # it tells left from right
+    assert np.ptp(found[0], axis=2).min() > 10  # it tells left from right
     np.testing.assert_allclose(*found, atol=2)
 
 

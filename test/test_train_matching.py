@@ -16,6 +16,7 @@ from ocdit_ros.model import ModelConfig, OCDiT
 from ocdit_ros.train.matching import (
     IGNORED,
     MatchingLoss,
+    background_patches,
     measure_matching,
     patch_targets,
     train_matching,
@@ -181,6 +182,55 @@ def test_weights_without_hidden_units_go_on_with_them(tmp_path):
     assert grown.config.correlation_hidden == 32
     assert torch.equal(grown.correlation.projection.weight, tiny().correlation.projection.weight)
     assert float(grown.correlation.adapter[2].weight.abs().max()) == 0
+
+
+def test_patches_of_a_background_are_drawn_evenly(data):
+    model = tiny()
+    store = source(data, model).objects
+    patches = background_patches(model, store, 12, objects=4, seed=1)
+    assert torch.equal(patches, background_patches(model, store, 12, objects=4, seed=1))
+    assert not torch.equal(patches, background_patches(model, store, 12, objects=4, seed=2))
+    owners = []
+    for patch in patches:  # three of each of four objects, all of them patches that show it
+        found = set()
+        for key in store.keys:
+            features = store.features(key)
+            maps = [torch.nn.functional.avg_pool2d(m.float(), 16 // s)
+                    for m, s in zip(features.maps, model.config.feature_strides)]  # fmt: skip
+            near = (torch.cat(maps, 1).movedim(1, -1) - patch).abs().amax(-1) < 1e-5
+            if (near & (features.coverage >= model.config.min_coverage)).any():
+                found.add(key)
+        assert found
+        owners.append(found)
+    assert len(set().union(*owners[:4])) == 4
+    with pytest.raises(ValueError, match=r"1 objects show \d+ patches, fewer than the 5000 asked for"):
+        background_patches(model, store, 5000, objects=1)
+
+
+def test_a_background_as_a_command_changes_nothing_until_it_is_trained(data, tmp_path, monkeypatch):
+    from ocdit_ros.model import load_checkpoint, save_checkpoint
+    from ocdit_ros.train.command import main
+
+    save_checkpoint(tiny(), tmp_path / "plain.safetensors", {"stage": "denoiser"})
+    words = ["background", "--init", tmp_path / "plain.safetensors", "--data", data, "--patches", 20,
+             "--out", tmp_path / "wide.safetensors"]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["train", "train", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    plain, model = tiny(), load_checkpoint(tmp_path / "wide.safetensors")
+    assert model.provenance["background"]["patches"] == 20 and model.provenance["stage"] == "denoiser"
+    store = source(data, plain).objects
+    assert torch.equal(model.correlation.background, background_patches(plain, store, 20))
+    batch = held_out(data, plain, 1)[0].to("cpu")
+    contexts = [m.query_context(m.image_features(batch.images), m.condition(batch.templates, batch.diameters))
+                for m in (plain, model)]  # fmt: skip
+    assert torch.allclose(contexts[0].embedding, contexts[1].embedding, atol=1e-6)
+    # the denoiser learns what to make of it, and leaves the patches alone
+    trainer = Trainer(model, source(data, model), tmp_path / "run", TrainerSettings(steps=3, batch_size=2, warmup=1))
+    trainer.run(quiet=True)
+    assert float(trainer.model.correlation.background_lead.weight.detach().abs().max()) > 0
+    assert torch.equal(trainer.ema.correlation.background, background_patches(plain, store, 20))
 
 
 def test_matching_as_a_command_then_the_denoiser(data, tmp_path, monkeypatch, capsys):

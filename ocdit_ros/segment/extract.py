@@ -146,7 +146,7 @@ def weigh(
         part: bool [H, W].
         others: bool [H, W], other instances of the same object.
         threshold: confidence at the outline.
-        similarity: cosine of image and templates [h, w] on the latent grid.
+        similarity: cosines of image and templates, and of image and objects in general, [2, h, w] on the latent grid.
         rival: highest confidence of another object in the coarse pass, on this canvas [H, W].
         coarse: confidence of this object in the coarse pass, on this canvas [H, W]; None without refinement.
         pixel_area: pixels of the image that one of the canvas covers.
@@ -156,9 +156,9 @@ def weigh(
     near = _grow(part, 9) & ~others
     agreement = [_iou((member > threshold) & near, part & ~np.isnan(member)) for member in members]
     sure, possible = int(((mean > 0.7) & near).sum()), int(((mean > 0.3) & near).sum())
-    share = resize(part.astype(np.float32), similarity.shape)
-    inside = float((similarity * share).sum() / max(share.sum(), 1e-6))
-    outside = float((similarity * (1 - share)).sum() / max((1 - share).sum(), 1e-6))
+    share = resize(part.astype(np.float32), similarity.shape[1:])
+    inside, common = ((similarity * share).sum((1, 2)) / max(share.sum(), 1e-6)).tolist()
+    outside = float((similarity[0] * (1 - share)).sum() / max((1 - share).sum(), 1e-6))
     if coarse is None:
         before, overlap = mean, 1.0
     else:
@@ -178,6 +178,7 @@ def weigh(
         size=size_evidence(float(part.sum()) * pixel_area),
         rarity=rarity_evidence(asked),
         scale=0.5,  # takes the other instances to tell
+        distinction=float(np.clip(0.5 + 0.5 * (inside - common), 0.0, 1.0)),
     )
 
 

@@ -43,7 +43,9 @@ class Output:
     """What the network says about the targets of every row of a batch."""
 
     confidence: np.ndarray  # float32 [B, E, T, Q, H, W], T targets of Q queries each
-    similarity: np.ndarray  # float32 [B, T, H/16, W/16], cosine of image and template features, mean of the five best
+    # float32 [B, T, 2, H/16, W/16]: cosine of image and template features, mean of the five best; and highest cosine of
+    # image features with the model's background (the same number again for a model without)
+    similarity: np.ndarray
 
 
 @dataclass
@@ -184,7 +186,7 @@ class Network:
         generators = {frame: torch.Generator().manual_seed(seed) for frame in frames}
         shape = (len(rows), sampler.ensemble, targets, self.config.queries_per_object, height, width)
         confidence = np.empty(shape, np.float32)
-        similarity = np.empty((len(rows), targets, height // 16, width // 16), np.float32)
+        similarity = np.empty((len(rows), targets, 2, height // 16, width // 16), np.float32)
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
             index = torch.as_tensor(image_of_row[part], device=self.device)
@@ -264,16 +266,23 @@ class Network:
     def _similarity(
         self, features: Features, rows: Sequence[Sequence[KnownObject]], conditioning: Conditioning, targets: int
     ) -> np.ndarray:
-        """Cosine of the correlation features where the model has them, else of the raw backbone features."""
-        if self.model.correlation is not None and conditioning.correlation_keys is not None:
+        """Cosine of the correlation features where the model has them, else of the raw backbone features; and with the
+        background: [B, T, 2, h, w].
+        """
+        correlation = self.model.correlation
+        if correlation is not None and conditioning.correlation_keys is not None:
             count = len(rows)
             keys, valid = conditioning.correlation_keys[:, :targets], conditioning.valid[:, :targets]
             seen = tuple(f.expand(count, *f.shape[1:]) for f in features)
-            return self.model.correlation.similarity(seen, keys, valid, 16)[1].cpu().numpy()
+            own = correlation.similarity(seen, keys, valid, 16)[1]
+            common = own
+            if correlation.background_lead is not None:
+                common = correlation.commonness(seen, 16)[:, None].expand_as(own)
+            return torch.stack([own, common], 2).cpu().numpy()
         maps = [self.raw_similarity(features, row[:targets]) for row in rows] if features[0].shape[0] == 1 else [
             self.raw_similarity(tuple(f[i : i + 1] for f in features), row[:targets]) for i, row in enumerate(rows)
         ]  # fmt: skip
-        return np.stack(maps)
+        return np.stack(maps)[:, :, None].repeat(2, 2)
 
     @torch.inference_mode()
     def raw_similarity(self, features: Features, objects: Sequence[KnownObject]) -> np.ndarray:

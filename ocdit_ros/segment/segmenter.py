@@ -45,7 +45,7 @@ class CoarseResult:
     indices: tuple[int, ...]  # of the objects in the catalogue
     view: View
     members: np.ndarray  # float32 [N, E, Q, H, W], NaN where a member does not see
-    similarity: np.ndarray  # float32 [N, h, w], on the tokens of the whole image's look
+    similarity: np.ndarray  # float32 [N, 2, h, w] as in Output, on the tokens of the whole image's look
     confidence: np.ndarray  # float32 [N, Q, H, W]: mean of the members; with tiles, the highest of all looks
 
 
@@ -67,7 +67,7 @@ class Refined:
     proposal: Proposal
     view: View
     members: np.ndarray  # float32 [E, Q, H, W]
-    similarity: np.ndarray  # float32 [H/16, W/16]
+    similarity: np.ndarray  # float32 [2, H/16, W/16], as in Output
 
 
 @dataclass(frozen=True, eq=False)
@@ -409,9 +409,10 @@ class Segmenter:
                 members = extract.match_queries(np.concatenate(parts))
                 similarity = output.similarity[firsts[n], 0]
                 if views[n][0] != crop:  # as it lies in the crop
-                    first, whole = (replace(view, canvas=similarity.shape) for view in (views[n][0], crop))
+                    first, whole = (replace(view, canvas=similarity.shape[1:]) for view in (views[n][0], crop))
                     similarity = align(similarity, first, whole)
-                    similarity = np.nan_to_num(similarity, nan=float(np.nanmean(similarity)))
+                    beyond = np.nanmean(similarity, (1, 2), keepdims=True)
+                    similarity = np.where(np.isnan(similarity), beyond, similarity)
                 refined.append(Refined(proposal, crop, members, similarity))
             return refined
 

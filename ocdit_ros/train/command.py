@@ -56,7 +56,7 @@ def add_parser(subparsers: Any) -> None:
     background.add_argument("--init", required=True)
     background.add_argument("--data", required=True)
     background.add_argument("--out", required=True)
-    background.add_argument("--patches", type=int, default=4096)
+    background.add_argument("--patches", type=int, default=1024)
     background.add_argument("--objects", type=int, default=600, help="training objects that the patches are drawn from")
     background.add_argument("--cache", help="folder for template features (default: features, beside the output)")
     background.add_argument("--seed", type=int, default=0)
