@@ -80,7 +80,7 @@ def test_the_page_has_every_table_and_names_what_is_missing(script):
     results = {
         "real_dev": rows, script.HELD_OUT: rows,
         script.SINGLE: {script.DEFAULT: scores(0.4)}, script.COPIES: {script.DEFAULT: scores(0.4, copies=copies)},
-        script.TWINS: {script.DEFAULT: scores(0.4)},
+        script.TWINS: {script.DEFAULT: scores(0.4)}, script.PARTIAL: {script.DEFAULT: scores(0.35, found=3, error=None)},
     }  # fmt: skip
     losses = {script.HELD_OUT: [{"stage": "found", "oracle": 0.9}, {"stage": "unseen", "oracle": 0.1}]}
     page = script.page(results, losses, [timing(1, 1.0), timing(8, 2.0)], "A machine.", ["pbr_dev: gone"])
@@ -95,6 +95,9 @@ def test_the_page_has_every_table_and_names_what_is_missing(script):
     assert "12 instances stand in one image with their twin; 10 of them" in page
     assert "| 8 | 1 | 2.00 s | 0.50 s | 2.50 s | 2.00 s | 1024 MiB |" in page
     assert page.count("| cat | 2 | 20.0 % | 30.0 % |") == 1
+    assert "| all that is in view | 30.0 % | 30.0 % | 5.0 % (2.0 %) | 5 / 10 | 2 |" in page
+    assert "| two fifths of it | 35.0 % | 35.0 % | - | 3 / 10 | 2 |" in page
+    assert f"## {script.PARTIAL}" not in page  # it has a section of its own
     assert "## real_dev: 4 images, 10 instances" in page
 
 
