@@ -10,6 +10,8 @@ that tests start inherit them.
 import fcntl
 import os
 import random
+import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -45,6 +47,23 @@ os.environ.pop("ROS_STATIC_PEERS", None)
 # Without it best effort loses images, and a lost image would look like a fault of the node.
 os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(ROOT / "config" / "fastdds_shm.xml")
 os.environ.setdefault("ROS_LOG_DIR", tempfile.mkdtemp(prefix="ocdit_ros_test_log_"))
+
+
+def _clean_shared_memory():
+    """Free what killed nodes left in /dev/shm, 5 MiB each: among hundreds of such files discovery loses answers."""
+    tool = shutil.which("fastdds")
+    if tool and any(Path("/dev/shm").glob("fastrtps_*")):
+        subprocess.run([tool, "shm", "clean"], check=False, capture_output=True, timeout=60)
+
+
+def pytest_sessionstart():
+    """Start without what earlier runs left."""
+    _clean_shared_memory()
+
+
+def pytest_sessionfinish():
+    """Leave nothing of the nodes that tests have killed."""
+    _clean_shared_memory()
 
 
 # What tests of the node share. The imports wait until a test asks: most tests need no ROS.

@@ -80,7 +80,8 @@ def test_the_page_has_every_table_and_names_what_is_missing(script):
     results = {
         "real_dev": rows, script.HELD_OUT: rows,
         script.SINGLE: {script.DEFAULT: scores(0.4)}, script.COPIES: {script.DEFAULT: scores(0.4, copies=copies)},
-        script.TWINS: {script.DEFAULT: scores(0.4)}, script.PARTIAL: {script.DEFAULT: scores(0.35, found=3, error=None)},
+        script.TWINS: {script.DEFAULT: scores(0.4)},
+        script.PARTIAL: {script.DEFAULT: scores(0.35, found=3, error=None)},
     }  # fmt: skip
     losses = {script.HELD_OUT: [{"stage": "found", "oracle": 0.9}, {"stage": "unseen", "oracle": 0.1}]}
     page = script.page(results, losses, [timing(1, 1.0), timing(8, 2.0)], "A machine.", ["pbr_dev: gone"])
