@@ -485,12 +485,16 @@ def test_correlation_finds_the_object_that_is_in_the_image():
         m[0, :, r : 2 * r, 2 * r : 3 * r] = t[0, 2, 0, :, r : 2 * r, r : 2 * r]
     conditioning = model.condition(query.templates, query.diameters)
     assert conditioning.correlation_keys is not None
-    best, _ = model.correlation.similarity(query.image, conditioning.correlation_keys, conditioning.valid, 16)
+    best, _ = model.correlation.similarity(
+        model.correlation.describe(query.image, 16), conditioning.correlation_keys, conditioning.valid
+    )
     assert float(best[0, 2, 1, 2]) == pytest.approx(1, abs=1e-5)
     best[0, 2, 1, 2] = -1
     assert float(best.max()) < 0.99
     # a wider image at the finer stride
-    fine, _ = model.correlation.similarity(query.image, conditioning.correlation_keys, conditioning.valid, 8)
+    fine, _ = model.correlation.similarity(
+        model.correlation.describe(query.image, 8), conditioning.correlation_keys, conditioning.valid
+    )
     assert fine.shape == (1, 3, 8, 8)
 
 
@@ -502,7 +506,11 @@ def test_correlation_of_an_object_ignores_padding_and_the_templates_of_others():
     results = []
     for q in (query, other_templates(query, 0, 2)):
         c = model.condition(q.templates, q.diameters)
-        results.append(torch.stack(model.correlation.similarity(q.image, c.correlation_keys, c.valid, 16)))
+        results.append(
+            torch.stack(
+                model.correlation.similarity(model.correlation.describe(q.image, 16), c.correlation_keys, c.valid)
+            )
+        )
     assert results[0][:, 0, :2].equal(results[1][:, 0, :2])
     assert not results[0][:, 0, 2].equal(results[1][:, 0, 2])
     three = model.condition(query.templates, query.diameters).correlation_keys[0, 0, :3]
@@ -518,10 +526,7 @@ def test_the_background_tells_by_how_much_an_object_leads():
     conditioning = model.condition(query.templates, query.diameters)
     for stride in (16, 8):
         scene, keys = correlation.describe(query.image, stride), correlation._unit_vectors(correlation.background)
-        close(correlation.commonness(query.image, stride), torch.einsum("bhwc,kc->bhwk", scene, keys).amax(-1), 1e-6)
-        one = tuple(m[:1] for m in query.image)
-        rows = tuple(m.expand(4, -1, -1, -1) for m in one)  # one image for all rows is compared once
-        close(correlation.commonness(rows, stride), correlation.commonness(one, stride).expand(4, -1, -1), 1e-6)
+        close(correlation.commonness(scene), torch.einsum("bhwc,kc->bhwk", scene, keys).amax(-1), 1e-6)
     extra = correlation(query.image, conditioning.correlation_keys, conditioning.valid)
     # by hand: the lead at both strides goes into the hidden units beside the other statistics
     seen = []
@@ -529,9 +534,9 @@ def test_the_background_tells_by_how_much_an_object_leads():
     correlation(query.image, conditioning.correlation_keys, conditioning.valid)
     hook.remove()
     coarse, fine = (
-        correlation.similarity(query.image, conditioning.correlation_keys, conditioning.valid, s)[0]
-        - correlation.commonness(query.image, s)[:, None]
-        for s in (16, 8)
+        correlation.similarity(scene, conditioning.correlation_keys, conditioning.valid)[0]
+        - correlation.commonness(scene)[:, None]
+        for scene in (correlation.describe(query.image, s) for s in (16, 8))
     )
     for y in range(2):
         for x in range(3):
@@ -545,7 +550,7 @@ def test_the_background_tells_by_how_much_an_object_leads():
     plain.correlation.load_state_dict(correlation.state_dict(), strict=False)
     close(silent, plain.correlation(query.image, conditioning.correlation_keys, conditioning.valid), 1e-6)
     with pytest.raises(ValueError, match="correlation_background"):
-        plain.correlation.commonness(query.image, 16)
+        plain.correlation.commonness(torch.zeros(1, 2, 3, 8))
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,9 @@ def test_hidden_units_start_as_nothing_and_learn(data, tmp_path):
     def best(some):
         conditioning = some.condition(batch.templates, batch.diameters)
         features = some.image_features(batch.images)
-        return some.correlation.cosines(features, conditioning.correlation_keys, conditioning.valid, 8).amax(2)
+        return some.correlation.cosines(
+            some.correlation.describe(features, 8), conditioning.correlation_keys, conditioning.valid
+        ).amax(2)
 
     assert torch.equal(best(model), best(plain))
     settings = TrainerSettings(steps=40, batch_size=2, warmup=2, matching=1.0, ema=0.5)

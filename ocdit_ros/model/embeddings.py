@@ -215,48 +215,45 @@ class TemplateCorrelation(nn.Module):
             vectors = vectors + self.adapter(features)
         return F.normalize(vectors, dim=-1)
 
-    def cosines(self, features: Features, keys: Tensor, valid: Tensor, stride: int) -> Tensor:
-        """Cosine of every patch with every template token [B, N_O, n, H/stride, W/stride]; -1 for padding.
+    def cosines(self, scene: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
+        """Cosine of every patch of `describe` with every template token [B, N_O, n, H/s, W/s]; -1 for padding.
 
-        `keys` [B, N_O, n, width], `valid` [B, N_O, n].
+        `keys` [B, N_O, n, width], `valid` [B, N_O, n]; one image serves all rows.
         """
-        scene = self.describe(features, stride)  # [B, H', W', width]
+        scene = scene.expand(keys.shape[0], -1, -1, -1)
         with torch.autocast(scene.device.type, enabled=False):
             cosine = torch.einsum("bonc,bhwc->bonhw", keys.float(), scene)
         return cosine.masked_fill(~valid[..., None, None], -1.0)
 
-    def similarity(self, features: Features, keys: Tensor, valid: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    def similarity(self, scene: Tensor, keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Best and mean-of-five-best cosine, each [B, N_O, H/stride, W/stride].
 
         An object of fewer than five tokens has the mean of what it has, so that padding never counts.
         """
-        cosine = self.cosines(features, keys, valid, stride)
+        cosine = self.cosines(scene, keys, valid)
         top = highest(cosine, min(5, cosine.shape[2]))
         present = torch.arange(top.shape[2], device=top.device) < valid.sum(-1)[..., None]  # [B, N_O, 5]
         weight = (present / present.sum(-1, keepdim=True)).to(top.dtype)
         return top[:, :, 0], (top * weight[..., None, None]).sum(2)
 
-    def commonness(self, features: Features, stride: int) -> Tensor:
-        """Highest cosine of every patch with the background [B, H/stride, W/stride], without gradient.
+    def commonness(self, scene: Tensor) -> Tensor:
+        """Highest cosine of every patch of `describe` with the background [B, H/stride, W/stride], without gradient.
 
         Raises ValueError for a model without one.
         """
         if self.background_lead is None:
             raise ValueError("this model has no background to compare patches with (correlation_background is 0)")
-        rows = features[0].shape[0]
-        if features[0].stride(0) == 0:  # one image for all rows
-            features = tuple(f[:1] for f in features)
         # gradients to descriptors, which the cosines with the templates train, would cost a fifth of a step
-        with torch.no_grad(), torch.autocast(features[0].device.type, enabled=False):
-            scene, keys = self.describe(features, stride), self._unit_vectors(self.background)
-            best = torch.stack([(scene @ part.T).amax(-1) for part in keys.split(1024)]).amax(0)
-        return best.expand(rows, *best.shape[1:])
+        with torch.no_grad(), torch.autocast(scene.device.type, enabled=False):
+            keys = self._unit_vectors(self.background)
+            return torch.stack([(scene @ part.T).amax(-1) for part in keys.split(1024)]).amax(0)
 
     def forward(self, features: Features, keys: Tensor, valid: Tensor) -> Tensor:
-        """Query input [B, N_O, n_q, d_e] from image features and template keys."""
+        """Query input [B, N_O, n_q, d_e] from image features [B or 1, ...] and template keys."""
         inputs, leads = [], []
         for stride in self.strides:
-            best, five = self.similarity(features, keys, valid, stride)
+            scene = self.describe(features, stride)
+            best, five = self.similarity(scene, keys, valid)
             if best.shape[1] > 1:
                 two, where = best.topk(2, dim=1)
                 index = torch.arange(best.shape[1], device=best.device).view(1, -1, 1, 1)
@@ -269,7 +266,7 @@ class TemplateCorrelation(nn.Module):
             x = F.pixel_unshuffle(x.flatten(0, 1), 16 // stride)  # [B * N_O, 5 (16/stride)^2, h, w]
             inputs.append(x.view(*best.shape[:2], x.shape[1], -1))
             if self.background_lead is not None:
-                lead = F.pixel_unshuffle(best - self.commonness(features, stride)[:, None], 16 // stride)
+                lead = F.pixel_unshuffle(best - self.commonness(scene)[:, None], 16 // stride)
                 leads.append(lead.view(*best.shape[:2], (16 // stride) ** 2, -1))
         hidden = self.mlp[0](torch.cat(inputs, 2).transpose(2, 3))
         if self.background_lead is not None:

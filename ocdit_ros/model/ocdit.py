@@ -327,9 +327,8 @@ class OCDiT(nn.Module):
         if self.correlation is not None:
             if conditioning.correlation_keys is None:
                 raise ValueError("this conditioning was made by a model without template correlation")
-            features = tuple(f.expand(rows, *f.shape[1:]) for f in image_features)
             extra = self.correlation(
-                features,
+                image_features,
                 conditioning.correlation_keys.expand(rows, -1, -1, -1),
                 conditioning.valid.expand(rows, -1, -1),
             )

@@ -271,13 +271,12 @@ class Network:
         """
         correlation = self.model.correlation
         if correlation is not None and conditioning.correlation_keys is not None:
-            count = len(rows)
             keys, valid = conditioning.correlation_keys[:, :targets], conditioning.valid[:, :targets]
-            seen = tuple(f.expand(count, *f.shape[1:]) for f in features)
-            own = correlation.similarity(seen, keys, valid, 16)[1]
+            scene = correlation.describe(features, 16)
+            own = correlation.similarity(scene, keys, valid)[1]
             common = own
             if correlation.background_lead is not None:
-                common = correlation.commonness(seen, 16)[:, None].expand_as(own)
+                common = correlation.commonness(scene)[:, None].expand_as(own)
             return torch.stack([own, common], 2).cpu().numpy()
         maps = [self.raw_similarity(features, row[:targets]) for row in rows] if features[0].shape[0] == 1 else [
             self.raw_similarity(tuple(f[i : i + 1] for f in features), row[:targets]) for i, row in enumerate(rows)

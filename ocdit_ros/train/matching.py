@@ -76,7 +76,8 @@ def best_cosines(model: OCDiT, features: Features, conditioning: Conditioning) -
     if model.correlation is None or conditioning.correlation_keys is None:
         raise ValueError("matching needs template correlation (correlation_width above 0)")
     stride = min(model.correlation.strides)
-    return model.correlation.cosines(features, conditioning.correlation_keys, conditioning.valid, stride).amax(2)
+    scene = model.correlation.describe(features, stride)
+    return model.correlation.cosines(scene, conditioning.correlation_keys, conditioning.valid).amax(2)
 
 
 def _best_of_batch(model: OCDiT, batch: Batch) -> Tensor:
