@@ -426,26 +426,34 @@ class SampleSource:
             share = rng.random()
             asked = [key for key in nearest if rng.random() < share]
         keys = asked[:wanted]
+        self._fill(keys, nearest, in_scene, rng)
+        return [keys[i] for i in rng.permutation(len(keys))]
+
+    def _fill(self, keys: list[str], nearest: list[str], in_scene: set[str], rng: np.random.Generator) -> None:
+        """Fill `keys` up with absent objects: look-alikes, objects that resemble those of the view, any others."""
+        settings, store = self.settings, self.objects
         left_out = [key for key in nearest if key not in keys]
-        twins = [k for key in sorted(in_scene) for k in self.objects.look_alikes(key) if k not in in_scene]
+        twins = [k for key in sorted(in_scene) for k in store.look_alikes(key) if k not in in_scene]
         tries = 0
         while len(keys) < settings.objects:
-            pool, tries = self.objects.keys, tries + 1
-            if tries > 10 * settings.objects:
-                pass  # no more of these are left: anything will do
-            elif twins and rng.random() < settings.look_alike:
+            tries += 1
+            anything = tries > 10 * settings.objects  # the store has too few of what is wanted
+            if not anything and twins and rng.random() < settings.look_alike:
                 pool = twins
-            elif settings.resembling and nearest and rng.random() < settings.resembling:
+            elif not anything and settings.resembling and nearest and rng.random() < settings.resembling:
                 # every other one resembles what is in the middle, which a crop is about
-                pool = self.objects.resembling(nearest[0 if rng.random() < 0.5 else int(rng.integers(len(nearest)))])
+                pool = store.resembling(nearest[0 if rng.random() < 0.5 else int(rng.integers(len(nearest)))])
+            else:
+                pool = store.keys
             key = pool[int(rng.integers(len(pool)))] if pool else ""
-            # nothing in a view tells an object that was left out from the same one in another size
-            same = settings.unasked and key and any(self.objects.look_the_same(key, other) for other in left_out)
-            if not key or key in in_scene or key in keys or (same and tries <= 10 * settings.objects):
+            fits = key and key not in in_scene and key not in keys
+            if fits and settings.unasked and not anything:
+                # nothing in a view tells an object that was left out from the same one in another size
+                fits = not any(store.look_the_same(key, other) for other in left_out)
+            if fits:
+                keys.append(key)
+            else:
                 twins = [t for t in twins if t not in keys and t != key]
-                continue
-            keys.append(key)
-        return [keys[i] for i in rng.permutation(len(keys))]
 
     @staticmethod
     def _jitter(image: Tensor, rng: np.random.Generator) -> Tensor:
