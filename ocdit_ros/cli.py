@@ -403,6 +403,13 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--asked", type=_share_or_range, default=1.0, metavar="P or P-Q",
                         help="share of the objects in view of a synthetic scene that are asked for; a range draws one "
                         "for each (default: all)")  # fmt: skip
+    parser.add_argument(
+        "--complete",
+        type=_unit_interval,
+        default=0.0,
+        metavar="P",
+        help="share of the synthetic scenes that ask for all that is in view, whatever --asked says",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="the first N images only")
     parser.add_argument("--threshold", type=_unit_interval, metavar="SCORE",
                         help="score that counts as a detection in the report (default: the Segmenter's)")  # fmt: skip

@@ -173,6 +173,9 @@ def test_some_of_what_is_in_view_is_not_asked_for(tmp_path):
         assert none.ground_truth(key) == [] and len(none.candidates(key)) == 1
         counts.append(len(shown))
     assert set(counts) == {0, 1, 2} and 30 <= sum(counts) <= 50
+    mixed = ShardDataset(shards, store, 1, asked=0.0, complete=0.5)
+    kept = [len(mixed.ground_truth(key)) / len(everything.ground_truth(key)) for key in mixed.images]
+    assert set(kept) == {0, 1} and 10 < sum(kept) < 30  # all of it or nothing
     few = ShardDataset(shards, store, 1, asked=(0.0, 0.2))
     assert 0 < sum(len(few.ground_truth(key)) for key in few.images) < 20
     assert len(datasets.open_dataset(shards, objects=str(store), asked=0.0).ground_truth(half.images[0])) == 0

@@ -37,12 +37,12 @@ def evaluate(
     """Run the command with the options of `ocdit evaluate`; every process of a torchrun comes here."""
     dataset = open_dataset(
         options.dataset, options.split, options.targets, options.object_store, options.absent, options.limit,
-        options.asked,
+        options.asked, options.complete,
     )  # fmt: skip
     folder = Path(options.out or Path("evaluation") / f"{options.method}_{dataset.name}")
     weights = Path(options.weights or default_weights())
     header = describe(dataset, options.method, weights, settings)
-    header |= {"absent": options.absent, "asked": options.asked}
+    header |= {"absent": options.absent, "asked": options.asked, "complete": options.complete}
     if options.scores:
         header["scores"] = json.loads(Path(options.scores).read_text())
     rank, world = run.rank_and_world()

@@ -287,7 +287,8 @@ class ShardDataset:
     Every image asks for the objects that are in it and for `absent` objects that are not (of a pair: any number
     from the first to the second), drawn by a generator seeded with the image's number, so that a run can be repeated.
     With `asked` below 1 each object in view is asked for with that chance only (of a pair: one drawn between the two
-    for each image); instances of the others are no part of the ground truth.
+    for each image); instances of the others are no part of the ground truth. A share `complete` of the images asks for
+    all that is in view all the same.
 
     Args:
         shards: folder with the `.tar` shards of the split to evaluate.
@@ -295,6 +296,7 @@ class ShardDataset:
         absent: objects asked for per image that are not in it.
         limit: evaluate the first so many images only.
         asked: share of the objects in view that are asked for.
+        complete: share of the images that ask for all of them, whatever `asked` says.
 
     Raises DatasetError: a folder has no shards or no index.
     """
@@ -306,6 +308,7 @@ class ShardDataset:
         absent: int | tuple[int, int] = 4,
         limit: int | None = None,
         asked: float | tuple[float, float] = 1.0,
+        complete: float = 0.0,
     ) -> None:
         self._shards = sorted(Path(shards).glob("*.tar"))
         if not self._shards:
@@ -319,7 +322,7 @@ class ShardDataset:
         self.name = result_name(Path(shards).resolve().name)
         self.split = "val"
         self.absent = absent
-        self.asked = asked
+        self.asked, self.complete = asked, complete
         self._entries: dict[ImageKey, dict[str, tuple[int, int]]] = {}  # member -> (offset, size) in the shard
         for number, path in enumerate(self._shards):
             self._index_shard(number, path)
@@ -361,6 +364,8 @@ class ShardDataset:
 
     def _asked(self, key: ImageKey) -> list[int]:
         """Objects in view that are asked for."""
+        if self.complete and np.random.default_rng([key.scene_id, key.image_id, 2]).random() < self.complete:
+            return self._present(key)
         generator = np.random.default_rng([key.scene_id, key.image_id, 1])
         share = self.asked if isinstance(self.asked, float | int) else generator.uniform(*self.asked)
         return [one for one in self._present(key) if generator.random() < share]
@@ -409,6 +414,7 @@ def open_dataset(
     absent: int | tuple[int, int] = 4,
     limit: int | None = None,
     asked: float | tuple[float, float] = 1.0,
+    complete: float = 0.0,
 ) -> Dataset:
     """Open a data set folder: one with `.tar` shards as ShardDataset, anything else as BopDataset.
 
@@ -417,7 +423,7 @@ def open_dataset(
     path = Path(path)
     if path.is_dir() and any(path.glob("*.tar")):
         store = Path(objects) if objects else path.resolve().parents[1] / "objects" / path.resolve().name
-        return ShardDataset(path, store, absent, limit, asked)
+        return ShardDataset(path, store, absent, limit, asked, complete)
     dataset = BopDataset(path, split, targets)
     if limit is not None:
         dataset._images = dataset._images[:limit]
