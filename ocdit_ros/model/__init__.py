@@ -21,7 +21,7 @@
 from ocdit_ros.model.backbone import Backbone, Features
 from ocdit_ros.model.checkpoint import CheckpointError, load_checkpoint, read_metadata, save_checkpoint
 from ocdit_ros.model.config import ModelConfig
-from ocdit_ros.model.ocdit import Conditioning, OCDiT, QueryContext, TemplateFeatures
+from ocdit_ros.model.ocdit import SAME_LOOK, Conditioning, OCDiT, QueryContext, TemplateFeatures
 from ocdit_ros.model.sampler import SamplerSettings, sample
 from ocdit_ros.model.vae import MaskVAE
 
@@ -35,6 +35,7 @@ __all__ = [
     "OCDiT",
     "QueryContext",
     "SamplerSettings",
+    "SAME_LOOK",
     "TemplateFeatures",
     "load_checkpoint",
     "read_metadata",

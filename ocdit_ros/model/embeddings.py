@@ -190,6 +190,12 @@ class TemplateCorrelation(nn.Module):
 
     def describe(self, features: Features, stride: int) -> Tensor:
         """Unit vectors [B, H/stride, W/stride, width] of features at `stride`; float32 even under autocast."""
+        # the matches that matter differ in the third digit, which bfloat16 does not have
+        with torch.autocast(features[0].device.type, enabled=False):
+            return self._unit_vectors(self.gather(features, stride))
+
+    def gather(self, features: Features, stride: int) -> Tensor:
+        """What is described: all maps brought to `stride`, float32 [B, H/stride, W/stride, channels]."""
         size = tuple(side * self.feature_strides[0] // stride for side in features[0].shape[-2:])
         maps = []
         for feature, s in zip(features, self.feature_strides):
@@ -198,9 +204,7 @@ class TemplateCorrelation(nn.Module):
             elif s > stride:
                 feature = F.interpolate(feature, size, mode="bilinear", align_corners=False)
             maps.append(feature)
-        # the matches that matter differ in the third digit, which bfloat16 does not have
-        with torch.autocast(features[0].device.type, enabled=False):
-            return self._unit_vectors(torch.cat(maps, 1).movedim(1, -1).float())
+        return torch.cat(maps, 1).movedim(1, -1).float()
 
     def describe_patches(self, patches: list[Tensor]) -> Tensor:
         """Unit vectors [..., width] of patches on the /16 grid: one [..., C_s (16/s)^2] per stride."""

@@ -17,6 +17,7 @@ from itertools import combinations
 import cv2
 import numpy as np
 
+from ocdit_ros.model import SAME_LOOK
 from ocdit_ros.segment.extract import Candidate, common_pixels
 from ocdit_ros.segment.network import KnownObject
 
@@ -28,9 +29,6 @@ SPREAD = ((0.6, 0.0, 0.12), (0.4, -0.1, 0.45))
 RANGE = 4.0
 #: Candidates whose masks overlap by more than this (IoU) are readings of one and the same thing.
 SAME_IOU = 0.5
-#: Cosine of the templates' features from which on two objects look the same. Same mesh in two sizes: 0.97 and more;
-#: same shape with another print: up to 0.94; unrelated ones: up to 0.79 (objects of held-out scenes).
-ALIKE = 0.95
 #: Objects that look the same are told apart by size when their diameters differ by this factor.
 OTHER_SIZE = 1.15
 
@@ -89,7 +87,7 @@ def only_size_tells(a: KnownObject, b: KnownObject) -> bool:
     """Whether two objects look the same, but have different sizes."""
     if max(a.diameter, b.diameter) < OTHER_SIZE * min(a.diameter, b.diameter) or a.appearance.size != b.appearance.size:
         return False
-    return float(a.appearance.astype(np.float32) @ b.appearance.astype(np.float32)) > ALIKE
+    return float(a.appearance.astype(np.float32) @ b.appearance.astype(np.float32)) > SAME_LOOK
 
 
 def _density(deviation: np.ndarray) -> np.ndarray:

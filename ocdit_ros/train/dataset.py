@@ -28,10 +28,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ocdit_ros.model import OCDiT, TemplateFeatures
+from ocdit_ros.model import SAME_LOOK, OCDiT, TemplateFeatures
 
 RESEMBLING = 24  # objects that count as resembling one, but no more than an eighth of all
-SAME_LOOK = 0.95  # mean cosine of the templates of two objects from which on only their size tells them apart
 
 Scene = tuple[NDArray[np.uint8], NDArray[np.uint8], list[dict[str, Any]]]
 
@@ -182,13 +181,7 @@ class ObjectStore:
 
         All objects share most of a backbone's mean feature, so what is left of it tells them apart.
         """
-        rows = []
-        for key in self.keys:
-            features = self.features(key)
-            tokens = F.normalize(features.maps[-1].float(), dim=1)
-            share = F.adaptive_avg_pool2d(features.coverage.float(), (tokens.shape[-2], tokens.shape[-1]))
-            rows.append((tokens * share[:, None]).sum((0, 2, 3)) / share.sum().clamp_min(1e-6))
-        descriptors = torch.stack(rows)
+        descriptors = torch.stack([self.features(key).mean() for key in self.keys])
         return F.normalize(descriptors - descriptors.mean(0), dim=1)
 
     def diameter(self, key: str) -> float:

@@ -111,15 +111,17 @@ def background_patches(model: OCDiT, store: ObjectStore, count: int, objects: in
     """Features [count, channels] of template patches that `objects` objects of the store show, evenly drawn.
 
     What `TemplateCorrelation.background` takes. Of a store with many more objects most are in no patch, and meet the
-    background in training as unknown objects do in use. Raises ValueError when the objects show too few patches.
+    background in training as unknown objects do in use. Raises ValueError when the objects show too few patches, or
+    without template correlation.
     """
+    if model.correlation is None:
+        raise ValueError("a background needs template correlation (correlation_width above 0)")
     generator = np.random.default_rng(seed)
     keys = [store.keys[i] for i in generator.permutation(len(store.keys))[:objects]]
     rows = []
     for key in keys:
         features = store.features(key)
-        maps = zip(features.maps, model.config.feature_strides)
-        patches = torch.cat([F.avg_pool2d(m.float(), model.config.stride // s) for m, s in maps], 1).movedim(1, -1)
+        patches = model.correlation.gather(tuple(m.float() for m in features.maps), model.config.stride)
         shown = patches[features.coverage >= model.config.min_coverage]
         rows.append(shown[generator.permutation(len(shown))])
     order = [(place, n) for n, row in enumerate(rows) for place in range(len(row))]
