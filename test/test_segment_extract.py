@@ -108,6 +108,7 @@ def test_evidence_by_hand():
     assert (one.similarity, one.lead, one.coarse) == pytest.approx((0.6, 0.8, 0.5))
     assert one.distinction == pytest.approx(0.5 + 0.5 * 0.25)
     assert one.support == pytest.approx(0.4)
+    assert one.completeness == 0.5
     assert one.uncontested == pytest.approx(1 - 1 / 8)  # of the strip with 0.6, the upper half is this object's
     two = extract.weigh(np.stack([confidence, weaker]), part, nothing, 0.5, similarity, rival * 0)
     assert two.agreement == pytest.approx(0.75)  # the second member has half of the mask
@@ -368,6 +369,24 @@ def test_evidence_by_plain_rules(seed):
     assert one.coarse == pytest.approx(iou((coarse > cut) & ~others, part))
     assert one.support == pytest.approx(coarse[part].mean())
     assert one.uncontested == pytest.approx(1 - (rival[part] > np.maximum(coarse[part], 0.3)).mean())
+
+
+def test_completeness_is_the_share_of_what_looks_like_an_object_that_is_given_to_one():
+    similarity = np.zeros((3, 2, 4, 6), np.float32)
+    similarity[:, 1, 1, 1:5] = 0.75  # four patches look like some object,
+    similarity[2, 0, 3, 0:2] = 0.9  # two like the third one asked for,
+    similarity[1, 0, 0, :] = 0.65  # and these like none
+    likeness = extract.objectness(similarity)
+    assert likeness.shape == (4, 6) and (likeness > 0.7).sum() == 6
+    confidence = np.zeros((3, 2, 32, 48), np.float32)
+    assert extract.completeness(likeness, confidence) == pytest.approx(1 / 8)
+    confidence[0, 1, 8:16, 8:24] = 0.9  # over two of the patches
+    assert extract.completeness(likeness, confidence) == pytest.approx(3 / 8)
+    confidence[1, 0, 8:16, 16:40] = 0.5  # one of those again, and the other two
+    assert extract.completeness(likeness, confidence) == pytest.approx(5 / 8)
+    confidence[2, 0, 24:32, 0:3] = 1.0  # not half of a patch
+    assert extract.completeness(likeness, confidence) == pytest.approx(5 / 8)
+    assert extract.completeness(np.zeros((4, 6), np.float32), confidence) == 0.5
 
 
 def test_evidence_stays_between_0_and_1():

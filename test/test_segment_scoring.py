@@ -26,7 +26,7 @@ def test_without_weights_a_score_is_half_confidence_half_agreement():
 
 def test_fitted_scores_rank_better_and_are_calibrated():
     generator = np.random.default_rng(0)
-    evidence = generator.uniform(0.05, 0.95, (4000, 12))
+    evidence = generator.uniform(0.05, 0.95, (4000, 13))
     chance = 1 / (1 + np.exp(-(3 * Calibration.logit(evidence[:, 3]) - 1)))  # similarity decides, nothing else
     correct = generator.uniform(size=4000) < chance
     scorer = fit_scorer(evidence[:2000], correct[:2000])
@@ -43,11 +43,11 @@ def test_fitted_scores_rank_better_and_are_calibrated():
 
 
 def test_scorers_that_cannot_be_used_are_refused():
-    with pytest.raises(ValueError, match="12 weights"):
+    with pytest.raises(ValueError, match="13 weights"):
         Scorer((1.0,))
     with pytest.raises(ValueError, match="finite"):
         Scorer(offset=float("inf"))
-    entry = json.loads(Scorer((1.0,) * 12).to_json())
+    entry = json.loads(Scorer((1.0,) * 13).to_json())
     with pytest.raises(ValueError, match=r"does not have \(luck\)"):
         Scorer.from_metadata({"score": {**entry, "evidence": ["luck"], "weights": [1.0]}})
     with pytest.raises(ValueError, match="cannot be used"):
@@ -58,12 +58,14 @@ def test_scorers_that_cannot_be_used_are_refused():
 
 
 def test_weights_fitted_before_some_evidence_was_known_still_count():
-    names = [name for name in Evidence.names() if name not in ("size", "rarity", "scale", "distinction")]
+    names = [
+        name for name in Evidence.names() if name not in ("size", "rarity", "scale", "distinction", "completeness")
+    ]
     scorer = Scorer.from_metadata({"score": {"evidence": names, "weights": [1.0] * 8, "offset": -1.0}})
     row = (0.8, 0.6, 0.9, 0.1, 0.2, 0.3, 0.5, 0.5)
     assert scorer(Evidence(*row, 0.1, 0.02, 0.3)) == scorer(Evidence(*row, 0.9, 0.5, 0.7))
     assert scorer(Evidence(*row, 0.5, 0.5, 0.5)) == pytest.approx(
-        Scorer((1.0,) * 12, -1.0)(Evidence(*row, 0.5, 0.5, 0.5))
+        Scorer((1.0,) * 13, -1.0)(Evidence(*row, 0.5, 0.5, 0.5))
     )
 
 

@@ -54,10 +54,17 @@ def iou(instance, truth, x, y=40):
 class Oracle(OracleNetwork):
     """Takes several frames at once."""
 
+    things: np.ndarray | None = None  # [192, 256]
+
     def run(self, *args, frame_of_row=None, origin=None, **named):
         self.origins = getattr(self, "origins", [])
         self.origins.append(origin)
-        return super().run(*args, **named)
+        output = super().run(*args, **named)
+        if self.things is not None:  # what looks like an object, wherever the picture is looked at
+            for r, n in enumerate(args[3]):
+                centres = args[0][n][8::16, 8::16]
+                output.similarity[r, :, 1] = self.things[centres[..., 1], centres[..., 0]]
+        return output
 
 
 @pytest.fixture
@@ -103,6 +110,20 @@ def test_all_looks_are_taken_in_turn(segmenter):
         stream.segment(frame(40 + step))
         shares.append(stream.effort.looks)
     assert shares == pytest.approx([2.44, 1.0, *[0.36] * 4, 1.0, *[0.36] * 4], abs=0.02)
+
+
+def test_how_complete_a_list_is_stays_known_between_looks_at_the_whole_picture(segmenter, truth):
+    truth["mug"] = block(84, 60, 48, 40)
+    segmenter.network.things = np.maximum(truth["mug"], block(84, 100, 48, 30))[0]
+    stream = segmenter.stream()
+    single = [segmenter.segment(frame(40 + step))[0].evidence.completeness for step in range(7)]
+    seen = [stream.segment(frame(40 + step))[0].evidence.completeness for step in range(7)]
+    assert seen[0] == single[0] and all(0.4 < value < 0.7 for value in seen)
+    assert seen == pytest.approx(single, abs=0.12)  # moved with the picture, not looked at
+    truth["box"] = block(84, 100, 48, 30)  # now everything in view is asked for
+    assert segmenter.segment(frame(40))[0].evidence.completeness > 0.85
+    stream.reset()
+    assert all(stream.segment(frame(40 + step))[0].evidence.completeness > 0.85 for step in range(4))
 
 
 def test_newcomers_are_found_within_a_round_of_looks_and_twins_keep_their_ids(segmenter, truth):

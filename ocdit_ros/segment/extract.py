@@ -27,6 +27,8 @@ GAP_SHARE = 0.5
 DUPLICATE_SHARE = 0.6
 #: An instance of which better ones explain more than this share is given up.
 EXPLAINED_SHARE = 0.6
+#: A patch of the image looks like an object from this cosine on, and is given to one from this confidence on.
+OBJECT_COSINE, GIVEN_CONFIDENCE = 0.7, 0.4
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +140,7 @@ def _belongs(part: np.ndarray, instance: np.ndarray, weak: np.ndarray, occluders
 def weigh(
     members: np.ndarray, part: np.ndarray, others: np.ndarray, threshold: float, similarity: np.ndarray,
     rival: np.ndarray, coarse: np.ndarray | None = None, pixel_area: float = 1.0, asked: int = 1,
+    complete: float = 0.5,
 ) -> Evidence:  # fmt: skip
     """Evidence for one part of a map.
 
@@ -151,6 +154,7 @@ def weigh(
         coarse: confidence of this object in the coarse pass, on this canvas [H, W]; None without refinement.
         pixel_area: pixels of the image that one of the canvas covers.
         asked: number of objects that were asked for in this image.
+        complete: `completeness` of this list of objects.
     """
     mean = average(members)
     near = _grow(part, 9) & ~others
@@ -179,6 +183,7 @@ def weigh(
         rarity=rarity_evidence(asked),
         scale=0.5,  # takes the other instances to tell
         distinction=float(np.clip(0.5 + 0.5 * (inside - common), 0.0, 1.0)),
+        completeness=complete,
     )
 
 
@@ -190,6 +195,30 @@ def size_evidence(pixels: float) -> float:
 def rarity_evidence(asked: int) -> float:
     """`Evidence.rarity` when so many objects are asked for."""
     return 1.0 / (1.0 + asked)
+
+
+def objectness(similarity: np.ndarray) -> np.ndarray:
+    """Whether patches look like an object, asked for or not: highest cosine, of float32 [N, 2, h, w] as in `weigh`.
+
+    Float32 [h, w].
+    """
+    return similarity.max((0, 1))
+
+
+def completeness(objectness: np.ndarray, confidence: np.ndarray) -> float:
+    """Share of what looks like an object in an image that is given to one of the objects asked for; 0.5 if nothing does.
+
+    Where much is left over, the list leaves out what is in view, and what is found is more often something else. On 66
+    held-out images, every other one with such a list, scores with it are as good as if they knew what share of the
+    objects in view was asked for (docs/experiments.md).
+
+    Args:
+        objectness: float32 [h, w], of the look at the whole image.
+        confidence: float32 [N, Q, H, W] of the coarse pass, over the same image.
+    """
+    like = objectness > OBJECT_COSINE
+    given = resize(confidence.max((0, 1)), like.shape) > GIVEN_CONFIDENCE
+    return float(((like & given).sum() + 1) / (like.sum() + 2))
 
 
 def lift(

@@ -39,7 +39,7 @@ class Scorer:
 
     @staticmethod
     def inputs(evidence: np.ndarray) -> np.ndarray:
-        """What the regression sees of evidence float [..., 12]: logits, kept within +-5."""
+        """What the regression sees of evidence float [..., 13]: logits, kept within +-5."""
         return np.clip(Calibration.logit(np.asarray(evidence, dtype=np.float64)), -5.0, 5.0)
 
     def __call__(self, evidence: Evidence) -> float:

@@ -47,6 +47,7 @@ class CoarseResult:
     members: np.ndarray  # float32 [N, E, Q, H, W], NaN where a member does not see
     similarity: np.ndarray  # float32 [N, 2, h, w] as in Output, on the tokens of the whole image's look
     confidence: np.ndarray  # float32 [N, Q, H, W]: mean of the members; with tiles, the highest of all looks
+    completeness: float = 0.5  # as extract.completeness
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,7 +318,8 @@ class Segmenter:
                 members = np.stack([extract.match_queries(m) for m in members])
             similarity = np.stack([output.similarity[r, c] for r, c in places])
             mean = np.stack([_average(m) for m in members])
-            return CoarseResult(tuple(indices), canvas, members, similarity, mean)
+            complete = extract.completeness(extract.objectness(similarity), mean)
+            return CoarseResult(tuple(indices), canvas, members, similarity, mean, complete)
 
         return self._groups_look(rgb, views, rows, slots, noises, finish)
 
@@ -510,6 +512,7 @@ class Segmenter:
                     target,
                     size,
                     len(coarse.indices),
+                    coarse.completeness,
                 )
             found.append(some)
         return found
@@ -532,6 +535,7 @@ class Segmenter:
                     None,
                     size,
                     len(coarse.indices),
+                    coarse.completeness,
                 )
         return [candidate for candidate, _ in self._compared(found, coarse.indices)]
 
@@ -552,12 +556,13 @@ class Segmenter:
     def _parts(
         self, index: int, members: np.ndarray, view: View, similarity: np.ndarray, occluders: np.ndarray,
         rival: np.ndarray, coarse: np.ndarray | None, target: tuple[int, int, int, int] | None, size: tuple[int, int],
-        asked: int,
+        asked: int, complete: float,
     ) -> list[Candidate]:  # fmt: skip
         """Candidates in the map of one query, members [E, H, W].
 
         In a crop (`target` is the proposal's box on the canvas) a part that the crop's border cuts is left to
-        the crop that was made for it, unless it is the one this crop was made for. `asked`: count of objects asked for.
+        the crop that was made for it, unless it is the one this crop was made for. `asked`: count of objects asked for;
+        `complete`: how much of what looks like an object is given to them.
         """
         pixel_area = view.width / view.canvas[1] * view.height / view.canvas[0]
         threshold = self.settings.mask_threshold
@@ -571,7 +576,9 @@ class Segmenter:
             parts = [p for n, p in enumerate(parts) if n == main or not _is_cut(p, view, size)]
         for part in parts:
             others = everything & ~part
-            evidence = extract.weigh(members, part, others, threshold, similarity, rival, coarse, pixel_area, asked)
+            evidence = extract.weigh(
+                members, part, others, threshold, similarity, rival, coarse, pixel_area, asked, complete
+            )
             patch, x, y = extract.lift(confidence, part, others, view, *size)
             if patch.size:
                 found.append(Candidate(index, self.scorer(evidence), evidence, patch, x, y))

@@ -212,6 +212,7 @@ class _Frame:
     fresh: list[int]  # looks that are taken anew
     surprise: float = 0.0
     looks: np.ndarray | None = None  # uint8 [L, N, Q, H, W], confidence of each look, 0..255
+    objectness: np.ndarray | None = None  # float32 [h, w], of the look at the whole image
     newest: CoarseResult | None = None  # of the fresh looks alone
     coarse: CoarseResult | None = None  # of all
     proposals: list[Proposal] = field(default_factory=list)
@@ -239,6 +240,7 @@ class Stream:
         self._tracks: list[Track] = []
         self._grey: np.ndarray | None = None
         self._looks: np.ndarray | None = None
+        self._objectness: np.ndarray | None = None
         self._turn = 0
         self._made_for: tuple = ()
 
@@ -274,7 +276,7 @@ class Stream:
         return _Frame(self, rgb, grey, motion, tracks, whole, fresh, motion.surprise)
 
     def coarse_look(self, frame: _Frame) -> _Look:
-        """The looks that are taken anew; fills in `looks`, `newest` and `coarse`."""
+        """The looks that are taken anew; fills in `looks`, `objectness`, `newest` and `coarse`."""
         segmenter = self.segmenter
         indices = tuple(range(len(segmenter._catalogue)))
         views, canvas = frame.whole
@@ -295,10 +297,17 @@ class Stream:
             for n, one in zip(frame.fresh, seen, strict=True):
                 looks[n] = np.rint(255 * np.nan_to_num(one))
             frame.looks = looks
-            frame.newest = _coarse_result(indices, canvas, np.nan_to_num(newest))
-            frame.coarse = frame.newest
+            everything = np.nan_to_num(newest)
             if len(frame.fresh) < len(views):
-                frame.coarse = _coarse_result(indices, canvas, looks.max(0).astype(np.float32) / 255)
+                everything = looks.max(0).astype(np.float32) / 255
+            if 0 in frame.fresh:  # the first look is the one at the whole image
+                first = frame.fresh.index(0) * len(rows)
+                frame.objectness = extract.objectness(np.stack([output.similarity[first + r, c] for r, c in places]))
+            elif frame.motion is not None and self._objectness is not None:
+                frame.objectness = frame.motion.move(self._objectness)
+            complete = 0.5 if frame.objectness is None else extract.completeness(frame.objectness, everything)
+            frame.newest = _coarse_result(indices, canvas, np.nan_to_num(newest), complete)
+            frame.coarse = _coarse_result(indices, canvas, everything, complete)
 
         fresh = [views[n] for n in frame.fresh]
         return segmenter._groups_look(frame.rgb, fresh, rows, slots, segmenter.settings.coarse_ensemble, finish)
@@ -434,7 +443,8 @@ class Stream:
                 for n, track in enumerate(frame.tracks)
                 if n not in seen_again and track.missed < self.settings.patience
             ]
-        self._tracks, self._grey, self._looks = tracks, frame.grey, frame.looks
+        self._tracks, self._grey = tracks, frame.grey
+        self._looks, self._objectness = frame.looks, frame.objectness
         self._turn = self._turn + 1 if frame.motion is not None else 0
         views = frame.whole[0]
         whole = views[0].width * views[0].height
@@ -570,10 +580,10 @@ def _numbered(
     return list(zip(numbers, finish(output), strict=True))
 
 
-def _coarse_result(indices: tuple[int, ...], canvas: View, confidence: np.ndarray) -> CoarseResult:
-    """From confidences [N, Q, H, W]; the similarity is for those who make masks of this pass, and left out."""
+def _coarse_result(indices: tuple[int, ...], canvas: View, confidence: np.ndarray, complete: float) -> CoarseResult:
+    """From confidences [N, Q, H, W] and their `extract.completeness`; the similarity is for those who make masks of this pass, and left out."""
     similarity = np.zeros((len(indices), 2, 1, 1), np.float32)
-    return CoarseResult(indices, canvas, confidence[:, None], similarity, confidence)
+    return CoarseResult(indices, canvas, confidence[:, None], similarity, confidence, complete)
 
 
 def _covered(box: Sequence[float], other: Sequence[float]) -> float:

@@ -32,6 +32,7 @@ class Evidence:
     rarity: float  # 1 / (1 + N) when N objects are asked for: the longer the list, the more of it is absent
     scale: float  # how well its apparent size fits those of the other instances (segment/scale.py), 0.5 = not known
     distinction: float = 0.5  # by how much that similarity is more than to objects in general, 0.5 = not at all
+    completeness: float = 0.5  # share of what looks like an object that the coarse pass gives to one asked for
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -39,7 +40,7 @@ class Evidence:
         return tuple(field.name for field in fields(cls))
 
     def vector(self) -> np.ndarray:
-        """float64 [12], in the order of names()."""
+        """float64 [13], in the order of names()."""
         return np.array([getattr(self, name) for name in self.names()], dtype=np.float64)
 
 
