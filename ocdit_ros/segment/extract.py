@@ -206,7 +206,7 @@ def objectness(similarity: np.ndarray) -> np.ndarray:
 
 
 def completeness(objectness: np.ndarray, confidence: np.ndarray) -> float:
-    """Share of what looks like an object in an image that is given to one of the objects asked for; 0.5 if nothing does.
+    """Share of what looks like an object in an image that is given to one asked for; 0.5 if nothing does.
 
     Where much is left over, the list leaves out what is in view, and what is found is more often something else. On 66
     held-out images, every other one with such a list, scores with it are as good as if they knew what share of the
