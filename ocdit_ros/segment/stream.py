@@ -581,7 +581,7 @@ def _numbered(
 
 
 def _coarse_result(indices: tuple[int, ...], canvas: View, confidence: np.ndarray, complete: float) -> CoarseResult:
-    """From confidences [N, Q, H, W] and their `extract.completeness`, without the similarity, which is for masks of this pass."""
+    """From confidences [N, Q, H, W] and their `extract.completeness`; the similarity is left out."""
     similarity = np.zeros((len(indices), 2, 1, 1), np.float32)
     return CoarseResult(indices, canvas, confidence[:, None], similarity, confidence, complete)
 
