@@ -7,9 +7,10 @@
     python scripts/results.py --data DATA [--weights FILE] [--device cuda] [--note "Times: one thread of ..."]
 
 DATA is a folder of synthetic data (docs/training-data.md) with `objects/val` and `scenes/val`. Every row is an
-`ocdit evaluate` of its own process; sets with several copies of an object, and with objects in two sizes, are rendered
-from `objects/val` first. What is measured already is not measured again, so the command can be cut and repeated: its
-folder is named after the weights and the code that measures, and a change of either starts afresh.
+`ocdit evaluate` of its own process; a set of the size of a camera's pictures, and sets with several copies of an object
+and with objects in two sizes, are rendered from `objects/val` first. What is measured already is not measured again, so
+the command can be cut and repeated: its folder is named after the weights and the code that measures, and a change of
+either starts afresh.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ METHODS: dict[str, list[str]] = {
 }
 HELD_OUT, SINGLE, COPIES = "held-out synthetic", "one copy of each object", "2 to 5 copies of an object"
 TWINS, PARTIAL = "objects in two sizes", "two fifths of what is in view asked for"
+CAMERA = "held-out synthetic at 640x480"  # what a camera gives; the others have 256x256 pixels
 MADE = (SINGLE, COPIES, TWINS, PARTIAL)  # sets made for one question each
 OBJECTS = (1, 8, 21, 100)
 
@@ -103,7 +105,7 @@ def main() -> int:
                 continue
             if scores.is_file():
                 results.setdefault(name, {})[method] = json.loads(scores.read_text())
-        if name in ("pbr_dev", HELD_OUT):
+        if name in ("pbr_dev", HELD_OUT, CAMERA):
             file = work / slug(name) / "losses.json"
             if not file.is_file() and not options.collect:
                 words = ["ocdit_ros.evaluate.losses", *where, *common, "--json", str(file)]
@@ -134,7 +136,7 @@ def code_digest() -> str:
 
 
 def data_sets(options: argparse.Namespace, failures: Failures) -> dict[str, list[str]]:
-    """Name -> first words of `ocdit evaluate`; renders the sets of MADE where they are not there yet."""
+    """Name -> first words of `ocdit evaluate`; renders CAMERA and the sets of MADE where they are not there yet."""
     sets: dict[str, list[str]] = {}
     for name, limit in (("real_dev", None), ("pbr_dev", options.pbr_limit)):
         if (SHARED / name).is_dir():
@@ -147,7 +149,11 @@ def data_sets(options: argparse.Namespace, failures: Failures) -> dict[str, list
     data, limit = Path(options.data).resolve(), ["--limit", str(options.limit)]
     sets[HELD_OUT] = [str(data / "scenes" / "val"), *limit]
     sets[PARTIAL] = [*sets[HELD_OUT], "--asked", "0.4", "--absent", "3"]
-    made = {SINGLE: ("1-1", ["--copies", "1", "1"]), COPIES: ("2-5", ["--copies", "2", "5"]), TWINS: ("twins", [])}
+    small, large = ["--size", "480", "360"], ["--size", "640", "480"]
+    made = {
+        CAMERA: ("640", large), SINGLE: ("1-1", ["--copies", "1", "1", *small]),
+        COPIES: ("2-5", ["--copies", "2", "5", *small]), TWINS: ("twins", small),
+    }  # fmt: skip
     for name, (short, extra) in made.items():
         folder = Path(options.work) / f"scenes-{short}-{options.limit}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -161,9 +167,9 @@ def data_sets(options: argparse.Namespace, failures: Failures) -> dict[str, list
         elif not (folder / "objects").exists():
             (folder / "objects").symlink_to(data / "objects")
         words = ["ocdit_ros.train.shards", "scenes", *where, "--count", str(options.limit), *extra,
-                 "--per-shard", "10", "--size", "480", "360"]  # fmt: skip
+                 "--per-shard", "10"]  # fmt: skip
         words += ["--photos", options.photos] if options.photos else []
-        if options.collect or failures.run(f"scenes with {name}", words):
+        if options.collect or failures.run(f"scenes: {name}", words):
             sets[name] = [str(folder / "scenes" / "val"), *limit]
     return sets
 
@@ -252,7 +258,7 @@ def requirements(results: dict[str, dict[str, dict[str, Any]]], timing: Sequence
     def claim(text: str, measured: str, holds: bool) -> None:
         lines.append(f"| {text} | {measured} | {'yes' if holds else '**no**'} |")
 
-    for name in ("real_dev", "pbr_dev", HELD_OUT):
+    for name in ("real_dev", "pbr_dev", HELD_OUT, CAMERA):
         rows = results.get(name, {})
         if COARSE in rows and DEFAULT in rows:
             a, b = rows[COARSE]["AP"], rows[DEFAULT]["AP"]

@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The results page: what it says of numbers that are known, and that a measurement that fails is not hidden."""
 
+import argparse
 import importlib.util
 import json
 import sys
@@ -100,6 +101,34 @@ def test_the_page_has_every_table_and_names_what_is_missing(script):
     assert "| two fifths of it | 35.0 % | 35.0 % | - | 3 / 10 | 2 |" in page
     assert f"## {script.PARTIAL}" not in page  # it has a section of its own
     assert "## real_dev: 4 images, 10 instances" in page
+
+
+def test_sets_are_rendered_from_the_held_out_objects_in_the_sizes_that_the_page_names(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "SHARED", tmp_path / "nothing")
+    rendered = {}
+
+    def run(what, words):
+        size = words.index("--size") + 1 if "--size" in words else 0
+        rendered[what] = (words[1], " ".join(words[size : size + 2]) if size else "", "--copies" in words)
+        return True
+
+    failures = script.Failures()
+    monkeypatch.setattr(failures, "run", run)
+    options = argparse.Namespace(
+        data=str(tmp_path / "data"), limit=24, pbr_limit=None, photos=None, work=str(tmp_path / "work"), collect=False
+    )
+    sets = script.data_sets(options, failures)
+    assert list(sets) == [
+        script.HELD_OUT, script.PARTIAL, script.CAMERA, script.SINGLE, script.COPIES, script.TWINS
+    ]  # fmt: skip
+    assert rendered == {
+        f"scenes: {script.CAMERA}": ("scenes", "640 480", False),
+        f"scenes: {script.SINGLE}": ("scenes", "480 360", True),
+        f"scenes: {script.COPIES}": ("scenes", "480 360", True),
+        script.TWINS: ("twins", "", False),
+        f"scenes: {script.TWINS}": ("scenes", "480 360", False),
+    }
+    assert len({words[0] for words in sets.values()}) == 5  # lists that leave something out ask of the same pictures
 
 
 def test_one_failure_leaves_the_other_rows(script, tmp_path, monkeypatch, capsys):
