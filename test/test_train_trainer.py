@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from ocdit_ros.model import ModelConfig, OCDiT, SamplerSettings, TemplateFeatures, load_checkpoint, save_checkpoint
 from ocdit_ros.train import command
-from ocdit_ros.train.dataset import MixedSource, ObjectStore, SampleSettings, SampleSource, SceneShards
+from ocdit_ros.train.dataset import MixedSource, ObjectStore, SampleSettings, SampleSource, SceneShards, keep_apart
 from ocdit_ros.train.pictures import strip
 from ocdit_ros.train.trainer import Trainer, TrainerSettings, mean_of, start_model, stratified_sigma
 from ocdit_ros.train.vae import draw_masks, reconstruction_iou, train_vae
@@ -131,6 +131,36 @@ def test_absent_objects_are_not_in_the_scene(data):
         empty = [k for k, m in zip(keys, masks) if not m.any()]
         assert len(empty) >= 2 or len(in_scene) >= 5
         assert sum(k not in in_scene for k in empty) >= min(2, 6 - len(in_scene))
+
+
+def test_copies_that_touch_are_kept_apart_by_a_gap():
+    label = np.zeros((60, 100), np.uint8)
+    label[5:45, 10:50], label[5:45, 50:90], label[45:55, 10:50], label[0:5, 10:90] = 1, 2, 3, 4
+    union = np.isin(label, [1, 2])
+    assert (keep_apart(label, [1, 2], 0) == union).all()
+    assert (keep_apart(label, [1], 4) == (label == 1)).all()
+    assert (keep_apart(label, [3, 4], 4) == np.isin(label, [3, 4])).all()  # they do not touch
+    wanted = union.copy()
+    wanted[:, 46:54] = False  # four pixels of each; not where they touch other objects
+    assert (keep_apart(label, [1, 2], 4) == wanted).all()
+    label[5:45, 62:90] = 0  # an instance of 12 x 40 pixels, 22 a side
+    wanted = np.isin(label, [1, 2])
+    wanted[:, 47:53] = False
+    assert (keep_apart(label, [1, 2], 4) == wanted).all()
+
+
+def test_masks_of_copies_have_a_gap_where_it_is_asked_for(data):
+    plain, apart = source(data, tiny(), zoom=0.0), source(data, tiny(), zoom=0.0, gap=3)  # some scenes repeat a disc
+    narrower = 0
+    for index in range(40):
+        (image, masks, keys), (same, gapped, also) = plain.sample(index), apart.sample(index)
+        assert torch.equal(image, same) and keys == also
+        for key, mask, one in zip(keys, masks, gapped):
+            found = apart.scenes[apart.scene_of(index)][2]
+            copies = sum(instance["object"] == key for instance in found)
+            assert torch.equal(mask, one) if copies < 2 else bool((one <= mask).all())
+            narrower += int((one < mask).any())
+    assert narrower > 5
 
 
 @pytest.fixture(scope="module")

@@ -141,6 +141,12 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="share of absent objects, look-alikes aside, that resemble something in view",
     )
+    parser.add_argument(
+        "--gap",
+        type=int,
+        default=0,
+        help="pixels that masks leave free on each side of where instances of one object touch, so that they are parts",
+    )
     parser.add_argument("--coarse-objects", type=int, default=8, help="objects in a query of those views")
     parser.add_argument("--validation-scenes", type=int, default=100)
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
@@ -234,6 +240,7 @@ def _sources(
         queries_per_object=model.config.queries_per_object,
         unasked=args.unasked,
         resembling=args.resembling,
+        gap=args.gap,
     )
     queries = model.config.queries_per_object
     store = ObjectStore(data / "objects" / "train", model, cache / "train")
@@ -246,6 +253,7 @@ def _sources(
         batch_share=0.5,
         unasked=args.unasked,
         resembling=args.resembling,
+        gap=args.gap,
     )
     shares = []
     for kind, share in (
