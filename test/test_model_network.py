@@ -4,6 +4,7 @@
 
 """The denoiser: exactness of caching, symmetries, isolation of objects, and what its extensions are for."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -516,6 +517,47 @@ def test_correlation_of_an_object_ignores_padding_and_the_templates_of_others():
     three = model.condition(query.templates, query.diameters).correlation_keys[0, 0, :3]
     scene = model.correlation.describe(query.image, 16)[0]
     close(results[0][1, 0, 0], (scene @ three.T).mean(-1), 1e-5)
+
+
+def test_descriptors_of_the_background_are_made_once_and_anew_when_something_changes(monkeypatch):
+    model = live_model(correlation_strides=(16,), correlation_background=50, correlation_hidden=8)
+    correlation = model.correlation
+    correlation.background.copy_(torch.randn(correlation.background.shape))
+    width = correlation.projection.out_features
+    scene = torch.nn.functional.normalize(torch.randn(1, 3, 4, width), dim=-1)
+    made, describe = [], correlation._unit_vectors
+    monkeypatch.setattr(correlation, "_unit_vectors", lambda features: made.append(1) or describe(features))
+
+    def expected():
+        return (scene @ describe(correlation.background).T).amax(-1)
+
+    with torch.inference_mode():
+        close(correlation.commonness(scene), expected(), 1e-6)
+    changes = [
+        lambda: torch.optim.SGD([_with_grad(correlation.projection.weight)], lr=0.5).step(),
+        lambda: torch.optim.SGD([_with_grad(correlation.adapter[-1].bias)], lr=0.5).step(),
+        lambda: correlation.background.normal_(),
+        lambda: model.load_state_dict({k: 0.5 * v for k, v in model.state_dict().items()}),
+    ]
+    for count, change in enumerate(changes, start=1):
+        for _ in range(2):
+            close(correlation.commonness(scene), expected(), 1e-6)
+        assert len(made) == count
+        before = expected()
+        change()
+        assert (expected() - before).abs().max() > 1e-3 and len(made) == count
+    close(correlation.commonness(scene), expected(), 1e-6)
+    copied = copy.deepcopy(model)  # as for a mean of the weights
+    copied.correlation.background.normal_()
+    close(copied.correlation.commonness(scene), (scene @ copied.correlation._unit_vectors(
+        copied.correlation.background).T).amax(-1), 1e-6)  # fmt: skip
+    close(correlation.commonness(scene), expected(), 1e-6)
+
+
+def _with_grad(parameter):
+    parameter.requires_grad_(True)
+    parameter.grad = torch.randn_like(parameter)
+    return parameter
 
 
 def test_the_background_tells_by_how_much_an_object_leads():

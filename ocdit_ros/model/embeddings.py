@@ -183,6 +183,7 @@ class TemplateCorrelation(nn.Module):
         inputs = sum(self.statistics * (16 // s) ** 2 for s in strides)
         self.mlp = nn.Sequential(nn.Linear(inputs, out_width), nn.SiLU(), nn.Linear(out_width, out_width))
         self.background_lead: nn.Linear | None = None
+        self._described: tuple[tuple, Tensor] | None = None  # state of the parameters, descriptors of the background
         if background:
             self.register_buffer("background", torch.zeros(background, channels))
             self.background_lead = nn.Linear(sum((16 // s) ** 2 for s in strides), out_width, bias=False)
@@ -249,8 +250,18 @@ class TemplateCorrelation(nn.Module):
             raise ValueError("this model has no background to compare patches with (correlation_background is 0)")
         # gradients to descriptors, which the cosines with the templates train, would cost a fifth of a step
         with torch.no_grad(), torch.autocast(scene.device.type, enabled=False):
-            keys = self._unit_vectors(self.background)
+            keys = self._background_vectors()
             return torch.stack([(scene @ part.T).amax(-1) for part in keys.split(1024)]).amax(0)
+
+    def _background_vectors(self) -> Tensor:
+        """Descriptors of the background [K, width], made anew only when it or what describes it has changed."""
+        sources = [self.background, *self.projection.parameters()]
+        sources += self.adapter.parameters() if self.adapter is not None else []
+        # tensors made in inference mode count no changes, and there is no need to: they are not trained
+        state = tuple((id(s), s.data_ptr(), 0 if s.is_inference() else s._version) for s in sources)
+        if self._described is None or self._described[0] != state:
+            self._described = state, self._unit_vectors(self.background)
+        return self._described[1]
 
     def forward(self, features: Features, keys: Tensor, valid: Tensor) -> Tensor:
         """Query input [B, N_O, n_q, d_e] from image features [B or 1, ...] and template keys."""
