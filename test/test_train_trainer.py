@@ -21,7 +21,15 @@ from ocdit_ros.model import ModelConfig, OCDiT, SamplerSettings, TemplateFeature
 from ocdit_ros.train import command
 from ocdit_ros.train.dataset import MixedSource, ObjectStore, SampleSettings, SampleSource, SceneShards, keep_apart
 from ocdit_ros.train.pictures import strip
-from ocdit_ros.train.trainer import Trainer, TrainerSettings, mean_of, start_model, stratified_sigma
+from ocdit_ros.train.trainer import (
+    Trainer,
+    TrainerSettings,
+    TrainingLoss,
+    gap_tokens,
+    mean_of,
+    start_model,
+    stratified_sigma,
+)
 from ocdit_ros.train.vae import draw_masks, reconstruction_iou, train_vae
 from ocdit_ros.train.validation import average_precision, encode_masks, noise_curve, score_queries, validate
 
@@ -147,6 +155,35 @@ def test_copies_that_touch_are_kept_apart_by_a_gap():
     wanted = np.isin(label, [1, 2])
     wanted[:, 47:53] = False
     assert (keep_apart(label, [1, 2], 4) == wanted).all()
+
+
+def test_patches_with_a_narrow_gap_or_hole_are_found():
+    masks = torch.zeros(2, 2, 64, 96)
+    masks[0, 1, 10:50, 10:46], masks[0, 1, 10:50, 52:90] = 1, 1  # six pixels apart, across two columns of patches
+    masks[1, 0, 0:30, 0:40], masks[1, 0, 0:30, 52:96] = 1, 1  # twelve
+    masks[1, 1] = 1
+    masks[1, 1, 20:25, 20:25], masks[1, 1, 33, 40], masks[1, 1, 40:60, 70:90] = 0, 0, 0  # too small, too wide
+    wanted = torch.zeros(2, 2, 4, 6)
+    wanted[0, 1, :3, 2:4] = wanted[1, 1, 1, 1] = 1
+    found = gap_tokens(masks)
+    assert torch.equal(found[0, 1, 1:3], wanted[0, 1, 1:3]) and torch.equal(found[1], wanted[1])
+    assert not found[0, 0].any() and not found[0, 1, :, [0, 1, 4, 5]].any()
+
+
+def test_patches_with_a_gap_weigh_more(data):
+    torch.manual_seed(0)
+    model = tiny()
+    samples = source(data, model)
+    batch = samples.batch([0, 1]).to("cpu")
+    sigma, noise = torch.tensor([0.5, 2.0]), torch.randn(2, 3, model.config.latent_channels, 4, 4)
+    masks = torch.zeros_like(batch.masks)
+    masks[0, 0, 8:50], masks[0, 0, :, 40:] = 1, 0
+    batch = dataclasses.replace(batch, masks=masks)
+    plain, weighted = (float(TrainingLoss(model, gap_weight=weight)(batch, sigma, noise)) for weight in (0.0, 5.0))
+    assert plain == pytest.approx(weighted)  # no gap, no weight
+    masks[0, 0, :, 20:24] = 0
+    plain, one, two = (float(TrainingLoss(model, gap_weight=weight)(batch, sigma, noise)) for weight in (0.0, 1.0, 2.0))
+    assert plain < one < two and two - one == pytest.approx(one - plain, rel=1e-3)
 
 
 def test_masks_of_copies_have_a_gap_where_it_is_asked_for(data):

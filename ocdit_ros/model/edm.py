@@ -31,11 +31,16 @@ def loss_weight(sigma: Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
 
 
 def denoising_loss(
-    denoised: Tensor, clean: Tensor, sigma: Tensor, log_variance: Tensor, sigma_data: float = SIGMA_DATA
-) -> Tensor:
+    denoised: Tensor, clean: Tensor, sigma: Tensor, log_variance: Tensor, sigma_data: float = SIGMA_DATA,
+    tokens: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Weighted squared error with learned uncertainty (EDM2, Eq. 14), averaged.
 
-    `denoised`, `clean` [B, N_Q, d, h, w]; `sigma`, `log_variance` [B].
+    `denoised`, `clean` [B, N_Q, d, h, w]; `sigma`, `log_variance` [B]; `tokens`: further weights [B, N_Q, h, w], which
+    leave what minimises the error of each token as it is.
     """
-    error = ((denoised - clean) ** 2).mean((1, 2, 3, 4)) * loss_weight(sigma, sigma_data)
+    squares = (denoised - clean) ** 2
+    if tokens is not None:
+        squares = squares * tokens[:, :, None]
+    error = squares.mean((1, 2, 3, 4)) * loss_weight(sigma, sigma_data)
     return (error * (-log_variance).exp() + log_variance).mean()

@@ -81,6 +81,12 @@ def add_parser(subparsers: Any) -> None:
     denoiser.add_argument(
         "--matching", type=float, default=0.0, help="weight of a second loss, on the template correlation (e.g. 0.1)"
     )
+    denoiser.add_argument(
+        "--gap-weight",
+        type=float,
+        default=0.0,
+        help="further weight of patches with a narrow gap in a mask (e.g. 2)",
+    )
     denoiser.add_argument("--validate-every", type=float, default=15, help="minutes")
     denoiser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default="no")
 
@@ -342,6 +348,7 @@ def _denoiser(args: argparse.Namespace) -> int:
             learning_rate=args.learning_rate,
             decay=args.decay,
             matching=args.matching,
+            gap_weight=args.gap_weight,
             backbone_rate=args.backbone_rate,
             validate_every=args.validate_every * 60,
             mixed_precision=args.mixed_precision,
