@@ -415,6 +415,30 @@ def test_copies_that_touch_are_two_masks_without_a_gap():
         assert second.sum() == pytest.approx(first.sum(), abs=4 * closed)
 
 
+@pytest.mark.parametrize("turn", range(4))
+def test_a_part_is_split_at_its_necks(turn):
+    def of(*rectangles):
+        mask = np.zeros((60, 100), bool)
+        for x, y, w, h in rectangles:
+            mask[y : y + h, x : x + w] = True
+        return np.rot90(mask, turn)
+
+    left, right, seam = (5, 10, 30, 40), (45, 10, 40, 40), (35, 20, 10, 20)
+    pieces = extract.split(of(left, right, seam))
+    assert (sum(pieces) == of(left, right, seam)).all()
+    assert [bool((piece & of(side)).sum() > 0.97 * of(side).sum()) for piece, side in zip(pieces, (right, left))]
+    assert len(pieces) == 2 and not (pieces[0] & pieces[1]).any()
+    # three at once where the necks are alike
+    assert len(extract.split(of((2, 10, 24, 30), (34, 10, 24, 30), (66, 10, 24, 30), (26, 20, 40, 10)))) == 3
+    assert extract.split(of((5, 10, 80, 30))) == []  # no neck
+    assert extract.split(of(left, right, (35, 13, 10, 34))) == []  # next to none
+    assert extract.split(of(left, (45, 25, 10, 10), (35, 28, 10, 4))) == []  # no piece, but a knob
+    assert extract.split(of(left, right)) == []  # put together over what lies between
+    assert extract.split(np.zeros((8, 8), bool)) == []
+    speck = of(left, right, seam, (90, 50, 2, 2))
+    assert len(extract.split(speck)) == 2 and (sum(extract.split(speck)) == speck).all()
+
+
 def test_completeness_is_the_share_of_what_looks_like_an_object_that_is_given_to_one():
     similarity = np.zeros((3, 2, 4, 6), np.float32)
     similarity[:, 1, 1, 1:5] = 0.75  # four patches look like some object,

@@ -211,6 +211,43 @@ def test_look_alikes_are_proposed_under_both_names(segmenter):
     assert found == {0: "small", 200: "large"}
 
 
+def blocks(*sides, gap=0):
+    """Squares in a row as one candidate and as its pieces."""
+    whole = Candidate(0, 0.9, EVIDENCE, np.full((max(sides), sum(sides)), 0.9, np.float32), 0, 0)
+    starts = np.cumsum([0, *sides[:-1]])
+    return [whole, *(dataclasses.replace(square(s, int(x)), whole=whole) for s, x in zip(sides, starts))]
+
+
+def test_a_whole_gives_way_to_its_pieces_where_their_sizes_fit_better(segmenter):
+    two = blocks(24, 24)
+    diameter = segmenter._catalogue[0].diameter
+    assert segmenter._catalogue[3].diameter == 2 * diameter
+    others = [square(48, 200, index=3), square(50, 260, index=3)]  # as far away as one of the pieces would be
+    found = [c for c, _ in segmenter._compared([*two, *others], (0, 3))]
+    assert [c.x for c in found] == [0, 24, 200, 260] and found[0].confidence.shape == (24, 24)
+    near = [square(100, 200, index=3), square(96, 320, index=3)]  # and here as the whole would be
+    assert next(c for c, _ in segmenter._compared([*two, *near], (0, 3))).confidence.shape == (24, 48)
+    assert len(segmenter._compared([*two, *near], (0, 3))) == 3
+    # with nothing to compare with nothing is split: halves do not confirm each other
+    assert [c.confidence.shape for c, _ in segmenter._compared(two, (0, 3))] == [(24, 48)]
+    assert scale.same_things(two, 0.5).tolist() == [0, 0, 0]
+    # pieces of a piece: of three blocks in a row the second is settled after the first
+    whole, first, rest = blocks(24, 48)
+    rest = dataclasses.replace(rest, confidence=rest.confidence[:24])
+    halves = [dataclasses.replace(square(24, x), whole=rest) for x in (24, 48)]
+    found = [c for c, _ in segmenter._compared([whole, first, rest, *halves, *others], (0, 3))]
+    assert [c.x for c in found] == [0, 24, 48, 200, 260]
+
+
+def test_pieces_go_by_both_names_of_look_alikes(segmenter):
+    """Two small ones that touch, or one of the large kind: the score decides, and no name has a whole and pieces."""
+    two = blocks(24, 24)
+    pairs = segmenter._compared([*two, square(48, 200, index=3)], (0, 1, 3))
+    for index in (0, 1):
+        shapes = {c.confidence.shape for c, _ in pairs if c.index == index}
+        assert shapes in ({(24, 24)}, {(24, 48)})
+
+
 def test_where_distances_differ_sizes_are_not_compared(segmenter):
     segmenter.settings = dataclasses.replace(segmenter.settings, compare_sizes=False)
     candidates = [square(20, index=1), square(200, 30, index=0)]

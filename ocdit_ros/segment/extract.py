@@ -23,6 +23,8 @@ FRAGMENT_SHARE = 0.2
 #: Parts may be joined behind an occluder over a gap of this share of the larger one's longer side. Without a limit, a
 #: false spot anywhere in a pile would be joined with the object across it, for other objects lie between them.
 GAP_SHARE = 0.5
+#: A neck is at most so wide, relative to what it connects.
+NECK = 0.75
 #: Instances of one object that share more of the smaller one than this are one instance seen twice.
 DUPLICATE_SHARE = 0.6
 #: An instance of which better ones explain more than this share is given up.
@@ -43,6 +45,7 @@ class Candidate:
     confidence: np.ndarray  # float32 [h, w], zero away from the instance
     x: int  # image column of its first pixel
     y: int
+    whole: Candidate | None = None  # of which it is a piece (`split`): one of the two is right
 
     def window(self) -> tuple[slice, slice]:
         """Where `confidence` lies in the image."""
@@ -115,6 +118,40 @@ def separate(
         elif areas[number] >= FRAGMENT_SHARE * areas[numbers[0]]:
             groups.append([number])  # a fragment that is near nothing is dropped
     return [np.isin(labels, g) for g in groups]
+
+
+def split(part: np.ndarray) -> list[np.ndarray]:
+    """Pieces of a part that hang together by necks, largest first; none if it has no neck.
+
+    Copies of an object that touch come out as one part, with a notch at either end of the seam. Many an object has a
+    neck of its own: what tells them apart is size (`scale.settle_splits`), so this only says where.
+
+    Args:
+        part: bool [H, W].
+
+    Returns bool [H, W] masks that do not overlap and together are the part.
+    """
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(part.astype(np.uint8))
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    if count < 2 or (count > 2 and np.partition(areas, -2)[-2] >= FRAGMENT_SHARE * areas.max()):
+        return []  # parts that were put together over what hides the rest
+    body = np.pad(labels == 1 + areas.argmax(), 1).astype(np.uint8)
+    depth = cv2.distanceTransform(body, cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]
+    deepest = float(depth.max())
+    for level in np.arange(0.1, NECK, 0.05) * deepest:
+        count, labels = cv2.connectedComponents((depth > level).astype(np.uint8))
+        peaks = [float(depth[labels == n].max()) for n in range(1, count)]
+        cores = [n for n, peak in enumerate(peaks, start=1) if level <= NECK * peak]
+        if len(cores) < 2:
+            continue
+        distances = np.stack(
+            [cv2.distanceTransform((labels != n).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5) for n in cores]
+        )
+        nearest = distances.argmin(0)
+        pieces = sorted(((nearest == n) & part for n in range(len(cores))), key=lambda piece: -int(piece.sum()))
+        if pieces[-1].sum() >= FRAGMENT_SHARE * pieces[0].sum():
+            return pieces
+    return []
 
 
 def _near(part: np.ndarray, instance: np.ndarray, reach: float) -> bool:

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from ocdit_ros.model import SAME_LOOK
+from ocdit_ros.segment.calibration import Calibration
 from ocdit_ros.segment.extract import Candidate, common_pixels
 from ocdit_ros.segment.network import KnownObject
 
@@ -29,6 +30,8 @@ SPREAD = ((0.6, 0.0, 0.12), (0.4, -0.1, 0.45))
 RANGE = 4.0
 #: Candidates whose masks overlap by more than this (IoU) are readings of one and the same thing.
 SAME_IOU = 0.5
+#: By how much likelier (logit) the sizes of pieces are than that of the whole, for the whole to be copies that touch.
+SPLIT_LEAD = 1.0
 #: Objects that look the same are told apart by size when their diameters differ by this factor.
 OTHER_SIZE = 1.15
 
@@ -71,16 +74,54 @@ def scale_evidence(candidates: Sequence[Candidate], diameters: Sequence[float], 
     return result
 
 
+def settle_splits(candidates: Sequence[Candidate], origins: Sequence[Candidate]) -> list[bool]:
+    """Which candidates stay where some are pieces of others (`extract.split`): bool [N].
+
+    A whole gives way to its pieces where their sizes, by `Evidence.scale`, are likelier by SPLIT_LEAD, on average.
+
+    Args:
+        candidates: of one image, with that evidence.
+        origins: what each was made of, itself or one of another name; `whole` of a piece is one of them.
+    """
+    odds = Calibration.logit(np.array([candidate.evidence.scale for candidate in candidates]))
+    pieces: dict[tuple[int, int], list[int]] = {}
+    for n, (candidate, origin) in enumerate(zip(candidates, origins, strict=True)):
+        if origin.whole is not None:
+            pieces.setdefault((id(origin.whole), candidate.index), []).append(n)
+    stays = [False] * len(candidates)
+    open_questions = [n for n, origin in enumerate(origins) if origin.whole is None]
+    while open_questions:
+        n = open_questions.pop()
+        own = pieces.get((id(origins[n]), candidates[n].index), [])
+        if own and odds[own].mean() - odds[n] > SPLIT_LEAD:
+            open_questions += own
+        else:
+            stays[n] = True
+    return stays
+
+
 def same_things(candidates: Sequence[Candidate], threshold: float) -> np.ndarray:
-    """Number of the thing that each candidate is a reading of, int [N]: those whose masks overlap share one."""
+    """Number of the thing that each candidate is a reading of, int [N]: those whose masks overlap share one.
+
+    So do a whole and its pieces, lest the two halves of anything confirm each other.
+    """
     masks = [c.confidence > threshold for c in candidates]
     areas = [int(mask.sum()) for mask in masks]
     number = np.arange(len(candidates))
     for a, b in combinations(range(len(candidates)), 2):
         common = common_pixels(candidates[a], masks[a], candidates[b], masks[b])
         if common > SAME_IOU * (areas[a] + areas[b] - common):
-            number[number == max(number[a], number[b])] = min(number[a], number[b])
+            _unite(number, a, b)
+    places = {id(candidate): n for n, candidate in enumerate(candidates)}
+    for n, candidate in enumerate(candidates):
+        if id(candidate.whole) in places:
+            _unite(number, n, places[id(candidate.whole)])
     return number
+
+
+def _unite(number: np.ndarray, a: int, b: int) -> None:
+    first, second = sorted((int(number[a]), int(number[b])))
+    number[number == second] = first
 
 
 def only_size_tells(a: KnownObject, b: KnownObject) -> bool:

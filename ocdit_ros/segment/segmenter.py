@@ -486,7 +486,8 @@ class Segmenter:
             candidate, origin = pairs[n]
             evidence = replace(candidate.evidence, scale=float(value))
             pairs[n] = replace(candidate, evidence=evidence, score=self.scorer(evidence)), origin
-        return pairs
+        stays = scale.settle_splits([candidate for candidate, _ in pairs], [origin for _, origin in pairs])
+        return [pair for pair, stay in zip(pairs, stays, strict=True) if stay]
 
     def _candidates_of(
         self, refined: Sequence[Refined], coarse: CoarseResult, size: tuple[int, int]
@@ -574,14 +575,19 @@ class Segmenter:
             x0, y0, x1, y1 = target
             main = max(range(len(parts)), key=lambda n: int(parts[n][y0:y1, x0:x1].sum()), default=None)
             parts = [p for n, p in enumerate(parts) if n == main or not _is_cut(p, view, size)]
-        for part in parts:
+        waiting: list[tuple[np.ndarray, Candidate | None]] = [(part, None) for part in parts]
+        while waiting:
+            part, whole = waiting.pop(0)
             others = everything & ~part
             evidence = extract.weigh(
                 members, part, others, threshold, similarity, rival, coarse, pixel_area, asked, complete
             )
             patch, x, y = extract.lift(confidence, part, others, view, *size)
             if patch.size:
-                found.append(Candidate(index, self.scorer(evidence), evidence, patch, x, y))
+                one = Candidate(index, self.scorer(evidence), evidence, patch, x, y, whole)
+                found.append(one)
+                if self.settings.compare_sizes:
+                    waiting += [(piece, one) for piece in extract.split(part)]
         return found
 
     def _coarse_view(self, rgb: np.ndarray) -> View:
