@@ -237,20 +237,6 @@ def test_candidates_that_only_touch_do_not_overlap():
     assert extract._overlap(one, candidate(0, 1, 0, 0, 20, 9), 0.5) == 1.0
 
 
-def gaps_closed_plainly(owner, index):
-    places = {n: np.argwhere(owner == n) for n in index if (owner == n).any()}
-    widest = {n: (np.ptp(where, axis=0).max() + 1) / extract.GAP_SIDE + 2 for n, where in places.items()}
-    closed = owner.copy()
-    for pixel in np.argwhere(owner == 0):
-        distance = {n: np.sqrt(((where - pixel) ** 2).sum(1).min()) for n, where in places.items()}
-        for kind in sorted(set(index.values())):
-            near = sorted((distance[n], n) for n in distance if index[n] == kind)[:2]
-            if len(near) > 1 and near[0][0] + near[1][0] <= min(widest[n] for _, n in near):
-                closed[tuple(pixel)] = near[0][1]
-                break
-    return closed
-
-
 @pytest.mark.parametrize("seed", range(40))
 def test_resolve_by_plain_rules(seed):
     candidates = random_candidates(np.random.default_rng(seed), 8)
@@ -271,12 +257,11 @@ def test_resolve_by_plain_rules(seed):
         kept.append(one)
     claims = np.stack([np.zeros((24, 30)), *(np.where(whole(k) > 0.5, whole(k) * k.score, 0.0) for k in kept)])
     owner = claims.astype(np.float32).argmax(0)  # of equals the first
-    closed = gaps_closed_plainly(owner, {number: one.index for number, one in enumerate(kept, start=1)})
     wanted = []
     for number, one in enumerate(kept, start=1):
-        mask = extract.without_specks(closed == number)
+        mask = extract.without_specks(owner == number)
         part = np.s_[one.y : one.y + one.confidence.shape[0], one.x : one.x + one.confidence.shape[1]]
-        mask[part] = extract.without_pinholes(mask[part], closed[part] == 0)
+        mask[part] = extract.without_pinholes(mask[part], owner[part] == 0)
         if mask.sum() >= 12:
             wanted.append((one, mask))
     shuffled = [candidates[n] for n in np.random.default_rng(seed).permutation(8)]
@@ -384,35 +369,6 @@ def test_evidence_by_plain_rules(seed):
     assert one.coarse == pytest.approx(iou((coarse > cut) & ~others, part))
     assert one.support == pytest.approx(coarse[part].mean())
     assert one.uncontested == pytest.approx(1 - (rival[part] > np.maximum(coarse[part], 0.3)).mean())
-
-
-def test_narrow_gaps_between_copies_go_to_the_nearer_one():
-    owner = np.zeros((100, 120), np.int32)
-    owner[20:80, 10:48], owner[20:80, 52:90] = 2, 5  # a gap of 4 pixels
-    owner[40:50, 48:52] = 3  # something else lies in it
-    owner[20:80, 98:110] = 7  # another copy, farther away than a gap is wide
-    wanted = owner.copy()
-    for lines in (slice(20, 40), slice(50, 80)):
-        wanted[lines, 48:50], wanted[lines, 50:52] = 2, 5
-    extract.close_gaps(owner, [2, 5, 7])
-    rim = np.zeros(owner.shape, bool)  # at its ends a gap closes a little beyond
-    rim[18:82, 46:54] = True
-    assert (owner == wanted)[20:80].all() and (owner == wanted)[~rim].all()
-    alone = owner.copy()
-    extract.close_gaps(owner, [2])
-    extract.close_gaps(owner, [2, 8])  # 8 owns nothing
-    assert (owner == alone).all()
-
-
-def test_copies_that_touch_are_two_masks_without_a_gap():
-    for other, closed in ((0, True), (1, False)):  # between two objects a gap is left alone
-        pair = [candidate(0, 0.8, 10, 10, 36, 40), candidate(other, 0.7, 48, 10, 36, 40)]
-        (_, first), (_, second) = extract.resolve(pair, 64, 96, 0.5, 4)
-        assert not (first & second).any()
-        assert (first | second)[10:50, 10:84].all() == closed
-        # at its two ends a gap closes a little beyond
-        assert first.sum() == pytest.approx(40 * 36 + (42 if closed else 0), abs=4 * closed)
-        assert second.sum() == pytest.approx(first.sum(), abs=4 * closed)
 
 
 @pytest.mark.parametrize("turn", range(4))

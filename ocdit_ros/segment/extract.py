@@ -29,8 +29,6 @@ NECK = 0.75
 DUPLICATE_SHARE = 0.6
 #: An instance of which better ones explain more than this share is given up.
 EXPLAINED_SHARE = 0.6
-#: A gap between copies that touch is as wide as this part of the longer side of an instance, and two pixels.
-GAP_SIDE = 16
 #: A patch of the image looks like an object from this cosine on, and is given to one from this confidence on.
 OBJECT_COSINE, GIVEN_CONFIDENCE = 0.7, 0.4
 
@@ -306,46 +304,16 @@ def resolve(
         wins = claim > strength[window]
         owner[window][wins] = number
         strength[window][wins] = claim[wins]
-    for index in sorted({candidate.index for candidate in kept}):
-        numbers = [number for number, candidate in enumerate(kept, start=1) if candidate.index == index]
-        close_gaps(owner, numbers)
     result = []
     for number, candidate in enumerate(kept, start=1):
-        mask = without_specks(owner == number)
-        if mask.any():
-            x, y, w, h = box_of(mask)
-            window = slice(y, y + h), slice(x, x + w)
-            mask[window] = without_pinholes(mask[window], owner[window] == 0)
-        if mask.sum() >= max(min_pixels, 1):
+        window = candidate.window()
+        mask = np.zeros((height, width), bool)
+        mask[window] = owner[window] == number
+        mask = without_specks(mask)
+        mask[window] = without_pinholes(mask[window], owner[window] == 0)
+        if mask.sum() >= min_pixels:
             result.append((candidate, mask))
     return result
-
-
-def close_gaps(owner: np.ndarray, numbers: Sequence[int]) -> None:
-    """Share out, to the nearest of them, the narrow strips that nobody owns between instances of one object.
-
-    The network is trained to leave such a gap where copies touch (`ocdit train --gap`): 4 of the 192
-    pixels of a crop that is 1.5 times as wide as an instance, on each side.
-
-    Args:
-        owner: int [H, W], number of the instance that owns each pixel, 0 for none; changed.
-        numbers: those of the instances of the object.
-    """
-    boxes = {n: box_of(owner == n) for n in numbers if (owner == n).any()}
-    if len(boxes) < 2:
-        return
-    margin = max(max(box[2:]) for box in boxes.values()) // GAP_SIDE + 2
-    top, left = (max(min(box[axis] for box in boxes.values()) - margin, 0) for axis in (1, 0))
-    bottom, right = (max(box[axis] + box[axis + 2] for box in boxes.values()) + margin for axis in (1, 0))
-    part = owner[top:bottom, left:right]
-    distances = np.stack(
-        [cv2.distanceTransform((part != n).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for n in boxes]
-    )
-    order = distances.argsort(0, kind="stable")[:2]  # the two nearest
-    width = np.take_along_axis(distances, order, 0).sum(0)
-    names, widths = np.array(list(boxes)), np.array([max(box[2:]) for box in boxes.values()]) / GAP_SIDE + 2
-    gap = (part == 0) & (width <= widths[order].min(0))
-    part[gap] = names[order[0][gap]]
 
 
 def without_specks(mask: np.ndarray, share: float = 0.02) -> np.ndarray:
