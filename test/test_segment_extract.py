@@ -391,6 +391,9 @@ def test_a_part_is_split_at_its_necks(turn):
     assert extract.split(of(left, (45, 25, 10, 10), (35, 28, 10, 4))) == []  # no piece, but a knob
     assert extract.split(of(left, right)) == []  # put together over what lies between
     assert extract.split(np.zeros((8, 8), bool)) == []
+    beads = [(4 + 10 * n, 10, 8, 8) for n in range(9)]
+    assert extract.split(of((4, 13, 88, 2), *beads)) == []  # too many to be copies
+    assert len(extract.split(of((4, 13, 78, 2), *beads[:8]))) == 8
     speck = of(left, right, seam, (90, 50, 2, 2))
     assert len(extract.split(speck)) == 2 and (sum(extract.split(speck)) == speck).all()
 

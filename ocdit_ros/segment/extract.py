@@ -23,8 +23,8 @@ FRAGMENT_SHARE = 0.2
 #: Parts may be joined behind an occluder over a gap of this share of the larger one's longer side. Without a limit, a
 #: false spot anywhere in a pile would be joined with the object across it, for other objects lie between them.
 GAP_SHARE = 0.5
-#: A neck is at most so wide, relative to what it connects.
-NECK = 0.75
+#: A neck is at most so wide, relative to what it connects; more pieces at once are noise.
+NECK, MOST_PIECES = 0.75, 8
 #: Instances of one object that share more of the smaller one than this are one instance seen twice.
 DUPLICATE_SHARE = 0.6
 #: An instance of which better ones explain more than this share is given up.
@@ -129,18 +129,20 @@ def split(part: np.ndarray) -> list[np.ndarray]:
 
     Returns bool [H, W] masks that do not overlap and together are the part.
     """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(part.astype(np.uint8))
+    from scipy import ndimage
+
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(part.astype(np.uint8))
     areas = stats[1:, cv2.CC_STAT_AREA]
-    if count < 2 or (count > 2 and np.partition(areas, -2)[-2] >= FRAGMENT_SHARE * areas.max()):
+    if not areas.size or (areas.size > 1 and np.partition(areas, -2)[-2] >= FRAGMENT_SHARE * areas.max()):
         return []  # parts that were put together over what hides the rest
     body = np.pad(labels == 1 + areas.argmax(), 1).astype(np.uint8)
     depth = cv2.distanceTransform(body, cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]
     deepest = float(depth.max())
     for level in np.arange(0.1, NECK, 0.05) * deepest:
         count, labels = cv2.connectedComponents((depth > level).astype(np.uint8))
-        peaks = [float(depth[labels == n].max()) for n in range(1, count)]
-        cores = [n for n, peak in enumerate(peaks, start=1) if level <= NECK * peak]
-        if len(cores) < 2:
+        peaks = ndimage.maximum(depth, labels, np.arange(1, count))
+        cores = 1 + np.flatnonzero(level <= NECK * np.asarray(peaks))
+        if not 2 <= len(cores) <= MOST_PIECES:
             continue
         distances = np.stack(
             [cv2.distanceTransform((labels != n).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5) for n in cores]

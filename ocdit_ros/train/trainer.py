@@ -92,7 +92,7 @@ class TrainingLoss(nn.Module):
 def gap_tokens(masks: Tensor, width: int = 9, least: int = 8) -> Tensor:
     """Patches of 16 x 16 pixels in which a mask has a gap or hole narrower than `width`, of at least `least` pixels.
 
-    There are few of them, and whether copies that touch come out as one depends on nothing else. `masks` [B, N_Q, H, W]
+    Those between copies that touch (`dataset.keep_apart`) are among them, and few. `masks` [B, N_Q, H, W]
     of 0 and 1; float [B, N_Q, H/16, W/16] of 0 and 1.
     """
 
