@@ -308,6 +308,21 @@ def test_large_views_hold_any_number_of_absent_objects(data):
     assert large.sample(0)[0].shape == (3, 96, 96) and large.sample(0)[1].shape == (4, 96, 96)
 
 
+def test_half_of_the_large_views_are_enlarged_where_it_is_asked_for(data):
+    crops = source(data, tiny())
+    sides = {}
+    for growth in (1.0, 2.0):
+        drawn = SampleSource(crops.scenes, crops.objects, SampleSettings.coarse(64, 4, growth=growth), seed=4)
+        width = drawn.scenes[0][0].shape[1]
+        places = np.tile(np.arange(width, dtype=np.uint8)[None, :, None], (drawn.scenes[0][0].shape[0], 1, 3))
+        label = np.ones(places.shape[:2], np.uint8)
+        views = [drawn._crop(places, label, np.random.default_rng(i))[0] for i in range(60)]
+        sides[growth] = np.array([int(view[..., 0].max()) - int(view[..., 0].min()) + 1 for view in views])
+    own = 64
+    assert sides[1.0].min() >= own - 2
+    assert sides[2.0].min() < 0.65 * own and 0.35 < (sides[2.0] < own - 4).mean() < 0.65
+
+
 def test_views_for_one_object_show_it_or_not(data):
     several = source(data, tiny(), min_pixels=1)
     alone = SampleSource(several.scenes, several.objects, several.settings.single(0.5), several.seed)

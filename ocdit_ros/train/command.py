@@ -136,6 +136,10 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--coarse-size", type=int, default=288, help="pixels of those views")
     parser.add_argument(
+        "--coarse-growth", type=float, default=1.0, metavar="FACTOR",
+        help="half of those views are enlarged, up to so much, as the coarse pass enlarges small images and tiles",
+    )  # fmt: skip
+    parser.add_argument(
         "--unasked",
         type=float,
         default=0.0,
@@ -257,6 +261,7 @@ def _sources(
         args.coarse_objects,
         queries_per_object=queries,
         batch_share=0.5,
+        growth=args.coarse_growth,
         unasked=args.unasked,
         resembling=args.resembling,
         gap=args.gap,

@@ -245,6 +245,7 @@ class SampleSettings:
     crop_scale: tuple[float, float] = (1.1, 3.5)  # side of a crop relative to the longer side of the instance's box
     crop_shift: float = 0.15  # deviation of a crop's middle from that of the box, relative to its longer side
     min_crop: int = 48  # smallest crop, pixels
+    growth: float = 1.0  # half of the views that are no crops are enlarged, up to so much, as small images are
     min_pixels: int = 60  # of an object in the input, for it to count as present
     jitter: bool = True
     batch_share: float = 1.0  # of the trainer's batch size: large views with many objects take a smaller batch
@@ -375,6 +376,8 @@ class SampleSource:
         height, width = label.shape
         largest = min(height, width)
         side = min(size, largest) if rng.random() < 0.7 else largest  # at its own scale, or all of it
+        if settings.growth > 1 and rng.random() < 0.5:
+            side = min(side, round(size / settings.growth ** rng.random()))
         zoom = rng.random() < settings.zoom
         # a random instance first, then a random point of it: small objects are centres as often as large ones
         numbers = np.unique(label[label > 0])
