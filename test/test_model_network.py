@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ocdit_ros.model import ModelConfig, OCDiT, SamplerSettings, TemplateFeatures, sample
+from ocdit_ros.model.blocks import attention
 from ocdit_ros.model.edm import denoising_loss, preconditioning
 from ocdit_ros.model.sampler import SOLVERS, trajectory
 
@@ -614,3 +615,18 @@ def test_impossible_configurations_are_refused_by_name(values, named):
         ModelConfig.preset("tiny", **values)
     with pytest.raises(ValueError, match="no preset 'huge'; there are base, paper, small, tiny"):
         ModelConfig.preset("huge")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_training_in_bfloat16_is_that_of_the_fused_kernel(masked):
+    query, key, value = torch.randn(3, 2, 4, 20, 16).requires_grad_(True).unbind(0)
+    mask = (torch.arange(20) < torch.tensor([20, 7])[:, None])[:, None, None] if masked else None
+    found, gradients = {}, {}
+    for precise in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+            x = attention(query, key, value, mask)
+        found[precise] = x.float()
+        gradients[precise] = torch.autograd.grad(x.float().square().sum(), [query, key, value])
+    assert 0 < (found[True] - found[False]).abs().max() < 0.03  # another precision, the same attention
+    for exact, rough in zip(gradients[True], gradients[False], strict=True):
+        assert torch.nn.functional.cosine_similarity(exact.flatten(), rough.flatten(), 0) > 0.999

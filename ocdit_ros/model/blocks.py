@@ -28,6 +28,20 @@ def gated_linear(x: Tensor, linear: nn.Linear, gate: Tensor) -> Tensor:
     return F.linear(x, linear.weight * gate[:, None], linear.bias * gate)
 
 
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention of [..., n, d_h] over [..., m, d_h]; True in the mask [..., 1 or n, m] means look.
+
+    Training on a CPU with bfloat16 takes products of matrices: the gradient of the fused kernel is slower there than in
+    float32 (docs/performance.md).
+    """
+    if not (query.device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1) @ value
+
+
 class CrossAttention(nn.Module):
     """Queries of object j look at the template tokens of object j alone. Keys and values are made once per object."""
 
@@ -56,7 +70,7 @@ class CrossAttention(nn.Module):
     def look(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """`forward` before the output projection."""
         query = split_heads(self.query(x), self.heads)
-        return merge_heads(F.scaled_dot_product_attention(query, keys, values, attn_mask=mask))
+        return merge_heads(attention(query, keys, values, mask))
 
 
 class JointSelfAttention(nn.Module):
@@ -72,7 +86,7 @@ class JointSelfAttention(nn.Module):
     def look(self, x: Tensor) -> Tensor:
         """Self-attention within each row of x [N, n, d_e], before the output projection."""
         query, key, value = (split_heads(t, self.heads) for t in self.qkv(x).chunk(3, -1))
-        return merge_heads(F.scaled_dot_product_attention(query, key, value))
+        return merge_heads(attention(query, key, value))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, N_Q, n_q, d_e] -> the same."""

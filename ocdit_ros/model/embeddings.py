@@ -226,9 +226,15 @@ class TemplateCorrelation(nn.Module):
         `keys` [B, N_O, n, width], `valid` [B, N_O, n]; one image serves all rows.
         """
         scene = scene.expand(keys.shape[0], -1, -1, -1)
+        # padding has a vector of zeros, and an addend of -1: no pass over all the cosines
+        padding = ~valid.flatten(1)[..., None]  # [B, N_O n, 1]
         with torch.autocast(scene.device.type, enabled=False):
-            cosine = torch.einsum("bonc,bhwc->bonhw", keys.float(), scene)
-        return cosine.masked_fill(~valid[..., None, None], -1.0)
+            cosine = torch.baddbmm(
+                -padding.to(scene.dtype),
+                keys.float().flatten(1, 2).masked_fill(padding, 0.0),
+                scene.flatten(1, 2).transpose(1, 2),
+            )
+        return cosine.view(*keys.shape[:3], *scene.shape[1:3])
 
     def similarity(self, scene: Tensor, keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Best and mean-of-five-best cosine, each [B, N_O, H/stride, W/stride].

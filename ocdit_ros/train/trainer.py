@@ -77,7 +77,9 @@ class TrainingLoss(nn.Module):
         model = self.model
         clean = encode_masks(model, batch.masks)
         conditioning = model.condition(batch.templates, batch.diameters)
-        features = model.image_features(batch.images)
+        # on CPUs the gradient of a depthwise convolution can be many times slower in bfloat16
+        with torch.autocast("cpu", enabled=False):
+            features = model.image_features(batch.images)
         denoised = model.denoise(clean + sigma.view(-1, 1, 1, 1, 1) * noise, sigma, features, conditioning)
         tokens = 1 + self.gap_weight * gap_tokens(batch.masks) if self.gap_weight else None
         loss = denoising_loss(
