@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -271,10 +272,16 @@ class TemplateCorrelation(nn.Module):
 
     def forward(self, features: Features, keys: Tensor, valid: Tensor) -> Tensor:
         """Query input [B, N_O, n_q, d_e] from image features [B or 1, ...] and template keys."""
-        inputs, leads = [], []
+        return self.compare(features, keys, valid)[0]
+
+    def compare(self, features: Features, keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward`, and the best cosine of every patch with each object [B, N_O, H/s, W/s]; s: the finest stride."""
+        inputs, leads, finest = [], [], None
         for stride in self.strides:
             scene = self.describe(features, stride)
             best, five = self.similarity(scene, keys, valid)
+            if finest is None or best.shape[-1] > finest.shape[-1]:
+                finest = best
             if best.shape[1] > 1:
                 two, where = best.topk(2, dim=1)
                 index = torch.arange(best.shape[1], device=best.device).view(1, -1, 1, 1)
@@ -292,4 +299,4 @@ class TemplateCorrelation(nn.Module):
         hidden = self.mlp[0](torch.cat(inputs, 2).transpose(2, 3))
         if self.background_lead is not None:
             hidden = hidden + self.background_lead(torch.cat(leads, 2).transpose(2, 3))
-        return self.mlp[2](self.mlp[1](hidden))
+        return self.mlp[2](self.mlp[1](hidden)), cast(Tensor, finest)

@@ -102,6 +102,7 @@ class QueryContext:
     values: tuple[Tensor, ...]
     mask: Tensor  # [B * N_O, 1, 1, n] bool
     grid: tuple[int, int]  # h, w
+    best_cosines: Tensor | None = None  # `TemplateCorrelation.compare`, a row for each image and set of objects
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -337,10 +338,11 @@ class OCDiT(nn.Module):
             )
         encoding = conditioning.query_encoding
         embedding = image[:, None] + encoding[:, :, None]  # [B, N_Q, n_q, d_e]
+        best = None
         if self.correlation is not None:
             if conditioning.correlation_keys is None:
                 raise ValueError("this conditioning was made by a model without template correlation")
-            extra = self.correlation(
+            extra, best = self.correlation.compare(
                 image_features,
                 conditioning.correlation_keys.expand(rows, -1, -1, -1),
                 conditioning.valid.expand(rows, -1, -1),
@@ -361,6 +363,7 @@ class OCDiT(nn.Module):
             tuple(map(lay_out, conditioning.values)),
             lay_out(conditioning.valid)[:, None, None],
             grid,
+            best,
         )
 
     # ---------------------------------------------------------------- once per noise level

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from ocdit_ros.model import OCDiT, SamplerSettings, load_checkpoint, save_checkpoint
 from ocdit_ros.model.edm import denoising_loss
 from ocdit_ros.train.dataset import Batch, MixedSource, ObjectStore, SampleSource
-from ocdit_ros.train.matching import MatchingLoss, best_cosines, unite
+from ocdit_ros.train.matching import MatchingLoss, unite
 from ocdit_ros.train.pictures import sample_sheet
 from ocdit_ros.train.validation import encode_masks, noise_curve, validate
 
@@ -80,13 +80,14 @@ class TrainingLoss(nn.Module):
         # on CPUs the gradient of a depthwise convolution can be many times slower in bfloat16
         with torch.autocast("cpu", enabled=False):
             features = model.image_features(batch.images)
-        denoised = model.denoise(clean + sigma.view(-1, 1, 1, 1, 1) * noise, sigma, features, conditioning)
+        context = model.query_context(features, conditioning)
+        denoised = model.denoise_in_context(clean + sigma.view(-1, 1, 1, 1, 1) * noise, sigma, context)
         tokens = 1 + self.gap_weight * gap_tokens(batch.masks) if self.gap_weight else None
         loss = denoising_loss(
             denoised.float(), clean, sigma, model.log_variance(sigma), model.config.sigma_data, tokens
         )
         if self.matching is not None:
-            best = best_cosines(model, features, conditioning)
+            best = cast(Tensor, context.best_cosines)
             loss = loss + self.weight * self.matching(best, unite(batch.masks, conditioning.objects))
         return loss
 
