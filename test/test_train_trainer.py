@@ -15,6 +15,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from model_fixtures import denoise, live_model, random_query
 from PIL import Image, ImageDraw
 
 from ocdit_ros.model import ModelConfig, OCDiT, SamplerSettings, TemplateFeatures, load_checkpoint, save_checkpoint
@@ -498,6 +499,26 @@ def test_ema_checkpoint_loads(data, tmp_path):
     onward = Trainer(deeper, source(data, deeper), tmp_path / "onward", TrainerSettings(steps=1, batch_size=2))
     onward.save()
     assert load_checkpoint(tmp_path / "onward" / "ema.safetensors").provenance["started_from"] == model.provenance
+
+
+def test_a_deeper_model_starts_as_what_it_was(tmp_path):
+    save_checkpoint(live_model(), tmp_path / "plain.safetensors", {})
+    given = load_checkpoint(tmp_path / "plain.safetensors").eval()
+    depth = given.config.depth
+    grown = start_model(tmp_path / "plain.safetensors", {"depth": depth + 1}).eval()
+    assert len(grown.blocks) == depth + 1
+    query = random_query(given, batch=2)
+    expected = denoise(given, query, 3.0)
+    assert torch.equal(denoise(grown, query, 3.0), expected) and float(expected.std()) > 1e-3
+    # a copy of the last block, which learns: its gates are closed and nothing else is
+    new, last = grown.blocks[depth], given.blocks[depth - 1]
+    assert torch.equal(new.mlp[0].weight, last.mlp[0].weight)
+    rows = new.modulation.linear.weight.unflatten(0, (9, -1))
+    assert not rows[2::3].any() and torch.equal(rows[0], last.modulation.linear.weight.unflatten(0, (9, -1))[0])
+    assert last.modulation.linear.weight.unflatten(0, (9, -1))[2::3].any()  # those of the one that was there stay open
+    conditioning = grown.condition(query.templates, query.diameters, query.slots)
+    grown.denoise(query.latents, torch.tensor([3.0]), query.image, conditioning).square().sum().backward()
+    assert float(new.modulation.linear.weight.grad.abs().max()) > 0
 
 
 def test_settings_need_an_end():

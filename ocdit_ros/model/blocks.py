@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import torch
@@ -179,3 +180,12 @@ class Block(nn.Module):
         x = self.self.add_gated(x, F.layer_norm(x, shape, 1 + scale_s, shift_s, self.norm.eps), gate_s)
         y = self.mlp[1](self.mlp[0](F.layer_norm(x, shape, 1 + scale_m, shift_m, self.norm.eps)))
         return gated_linear(y, cast("nn.Linear", self.mlp[2]), gate_m).add_(x)
+
+
+def closed(block: Block) -> Block:
+    """A copy that hands its input on unchanged, with the gates of all three sub-layers closed."""
+    copied = copy.deepcopy(block)
+    for part in (copied.modulation.linear.weight, copied.modulation.linear.bias):
+        gates = part.data.unflatten(0, (copied.modulation.count, -1))
+        gates[2::3] = 0  # shift, scale, gate of each sub-layer
+    return copied
