@@ -28,7 +28,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from ocdit_ros.model import OCDiT, SamplerSettings, load_checkpoint, save_checkpoint
-from ocdit_ros.model.blocks import closed
+from ocdit_ros.model.blocks import Block, closed
 from ocdit_ros.model.edm import denoising_loss
 from ocdit_ros.train.dataset import Batch, MixedSource, ObjectStore, SampleSource
 from ocdit_ros.train.matching import MatchingLoss, unite
@@ -414,7 +414,7 @@ def start_model(init: str | os.PathLike[str], config_changes: dict[str, Any] | N
     own, given = fresh.state_dict(), model.state_dict()
     for n in range(model.config.depth, fresh.config.depth):
         source = model.blocks[model.config.depth - 1 - (fresh.config.depth - 1 - n) % model.config.depth]
-        given |= {f"blocks.{n}.{name}": value for name, value in closed(source).state_dict().items()}
+        given |= {f"blocks.{n}.{name}": value for name, value in closed(cast(Block, source)).state_dict().items()}
     fresh.load_state_dict({k: given[k] if k in given and given[k].shape == v.shape else v for k, v in own.items()})
     if model.image_backbone is None:
         fresh.start_image_backbone()
