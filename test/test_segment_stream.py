@@ -14,8 +14,9 @@ from segment_oracle import OracleNetwork, templates
 
 from ocdit_ros.model import SamplerSettings, sample
 from ocdit_ros.segment import Segmenter, SegmentError, SegmenterSettings, StreamSettings
+from ocdit_ros.segment.extract import Candidate
 from ocdit_ros.segment.network import Network
-from ocdit_ros.segment.stream import LAST_ID, Motion, Stream, segment_streams, small_grey
+from ocdit_ros.segment.stream import LAST_ID, Motion, Patch, Stream, Track, segment_streams, small_grey
 from ocdit_ros.segment.views import augmented, tiled, whole_image
 from ocdit_ros.templates import TemplateCache
 
@@ -194,6 +195,49 @@ def test_a_mask_that_merges_with_its_neighbour_and_parts_again_keeps_its_id(segm
         truth["mug"] = seen
         ids += [one.track_id for one in stream.segment(frame(x))]
     assert ids == [1, 1, 1]
+
+
+def test_a_weak_reading_of_an_instance_does_not_end_it(segmenter, truth):
+    segmenter.settings = dataclasses.replace(SMALL, score_threshold=0.9)
+    stream = segmenter.stream(StreamSettings(track_score=0.9, average=False))
+    truth["box"] = block(60, 100)  # so that not everything is lost
+    firm = truth["mug"]
+    ids = []
+    for x, strength in ((40, 1.0), (41, 1.0), (42, 0.6), (43, 0.6), (44, 1.0)):
+        truth["mug"] = firm * strength
+        ids.append([one.track_id for one in stream.segment(frame(x)) if one.name == "mug"])
+    assert ids[1] and ids == [ids[1], ids[1], [], [], ids[1]]
+
+
+def test_copies_that_come_out_as_one_for_a_while_keep_both_ids(segmenter, truth):
+    apart = np.maximum(block(70, 70), block(100, 70))
+    together = block(70, 70, 54)
+    stream = segmenter.stream(StreamSettings(average=False))
+    ids, crops = [], []
+    for x, seen in ((40, apart), (41, apart), (42, together), (43, together), (44, apart), (45, apart)):
+        truth["mug"] = seen
+        ids.append({one.box[0] + x: one.track_id for one in stream.segment(frame(x))})
+        crops.append(stream.effort.crops)
+    left, right = (ids[1][column] for column in sorted(ids[1]))
+    assert left != right and [len(some) for some in ids] == [2, 2, 1, 1, 2, 2]
+    assert [ids[5][column] for column in sorted(ids[5])] == [left, right]
+    assert crops[4] == 1  # nobody looks for what is covered
+
+
+def test_a_piece_does_not_end_the_instance_that_it_lies_in(segmenter):
+    values = np.zeros((HEIGHT, WIDTH), np.float32)
+    values[20:60, 20:100] = 1.0
+    piece = np.zeros_like(values)
+    piece[20:60, 20:45] = 1.0
+    evidence = segmenter.segment(frame(40))[0].evidence
+    tracks = [Track(0, Patch(m, 0, 0), None, 0.9, number) for number, m in ((1, values), (2, piece))]
+    stream = segmenter.stream()
+    now = stream.begin(frame(40))
+    now = dataclasses.replace(now, tracks=tracks, motion=Motion(now.grey, now.grey, (HEIGHT, WIDTH)))
+    seen = Candidate(0, 0.9, evidence, piece, 0, 0)
+    assert stream._associate(now, [(seen, piece > 0.5)]) == ({0: 1}, set())
+    seen = Candidate(0, 0.9, evidence, values, 0, 0)  # of the same object
+    assert stream._associate(now, [(seen, values > 0.5)]) == ({0: 0}, {1})
 
 
 def test_when_everything_is_lost_the_frame_is_looked_at_again_in_full(segmenter, truth):

@@ -161,6 +161,7 @@ class Track:
     number: int = 0  # the id; 0: not reported yet
     seen: int = 1  # frames in which it was
     missed: int = 0  # frames since
+    covered: bool = False  # what was seen in its place is another: it keeps its id, and is not looked for
 
     def moved(self, motion: Motion) -> Track:
         """Where it is expected in the next frame."""
@@ -174,13 +175,13 @@ class Track:
         x, y, width, height = extract.box_of(self.instance.values > threshold)
         return self.instance.x + x, self.instance.y + y, width, height
 
-    def overlap(self, mask: np.ndarray, threshold: float) -> tuple[float, float]:
-        """IoU with a mask bool [H, W] of the image, and share of the smaller of the two that they have in common."""
+    def overlap(self, mask: np.ndarray, threshold: float) -> tuple[float, float, float]:
+        """IoU with a mask bool [H, W] of the image, shares of the smaller of the two and of this one in common."""
         own = self.instance.values > threshold
         height, width = own.shape
         part = mask[self.instance.y : self.instance.y + height, self.instance.x : self.instance.x + width]
         both, a, b = int((own & part).sum()), int(own.sum()), int(mask.sum())
-        return both / max(a + b - both, 1), both / max(min(a, b), 1)
+        return both / max(a + b - both, 1), both / max(min(a, b), 1), both / max(a, 1)
 
 
 @dataclass(frozen=True)
@@ -321,7 +322,7 @@ class Stream:
             frame.owners = [None] * len(frame.proposals)
             return
         remembered = []
-        for track in sorted(frame.tracks, key=lambda t: -t.score):
+        for track in sorted((t for t in frame.tracks if not t.covered), key=lambda t: -t.score):
             box = track.box(settings.mask_threshold)
             x0, y0, x1, y1 = frame.coarse.view.box_on_canvas(box)
             query = int(frame.coarse.confidence[track.index, :, y0:y1, x0:x1].mean((1, 2)).argmax())
@@ -414,7 +415,7 @@ class Stream:
         """
         segmenter, settings = self.segmenter, self.segmenter.settings
         size = frame.rgb.shape[:2]
-        same, seen_again = self._associate(frame, kept)
+        same, covered = self._associate(frame, kept)
         tracks, found = [], []
         used = {t.number for t in frame.tracks}
         for n, (candidate, mask) in enumerate(kept):
@@ -438,10 +439,11 @@ class Stream:
                     )
                 )  # fmt: skip
         if frame.motion is not None:
+            again = set(same.values())
             tracks += [
-                replace(track, crop=None, missed=track.missed + 1)
+                replace(track, crop=None, missed=track.missed + 1, covered=n in covered)
                 for n, track in enumerate(frame.tracks)
-                if n not in seen_again and track.missed < self.settings.patience
+                if n not in again and track.missed < self.settings.patience
             ]
         self._tracks, self._grey = tracks, frame.grey
         self._looks, self._objectness = frame.looks, frame.objectness
@@ -460,7 +462,8 @@ class Stream:
     def _associate(self, frame: _Frame, kept: list[tuple[Candidate, np.ndarray]]) -> tuple[dict[int, int], set[int]]:
         """Which remembered instance each candidate is, numbers in `kept` to numbers in `frame.tracks`.
 
-        Then all that need not be looked for: those, and what other candidates of the same object cover.
+        Then those that other candidates of the same object cover. A candidate that is too weak to be remembered itself
+        stands for nothing: what it lies in place of may be back in the next frame.
         """
         tracks = frame.tracks
         if not tracks or not kept:
@@ -468,18 +471,19 @@ class Stream:
         from scipy.optimize import linear_sum_assignment
 
         threshold = self.segmenter.settings.mask_threshold
-        both = np.zeros((2, len(kept), len(tracks)))
+        least = min(self.settings.track_score, self.segmenter.settings.score_threshold)
+        common = np.zeros((3, len(kept), len(tracks)))
         for n, (candidate, mask) in enumerate(kept):
             for m, track in enumerate(tracks):
-                if track.index == candidate.index:
-                    both[:, n, m] = track.overlap(mask, threshold)
-        overlap, share = both
+                if track.index == candidate.index and candidate.score >= least:
+                    common[:, n, m] = track.overlap(mask, threshold)
+        overlap, share, covered = common
         possible = overlap >= SAME_IOU_FULL if frame.motion is None else (overlap >= SAME_IOU) | (share >= SAME_SHARE)
         # of several, rather the one that was seen a moment ago, and rather one that was reported
         likely = np.array([0.3 * (not track.missed) + 0.1 * bool(track.number) for track in tracks])
         rows, columns = linear_sum_assignment(-np.where(possible, 0.1 + overlap + likely, 0.0))
         same = {int(n): int(m) for n, m in zip(rows, columns, strict=True) if possible[n, m]}
-        return same, set(same.values()) | {int(m) for m in np.flatnonzero((share >= SAME_SHARE).any(0))}
+        return same, {int(m) for m in np.flatnonzero((covered >= SAME_SHARE).any(0))} - set(same.values())
 
     def _new_id(self, used: set[int]) -> int:
         self._last_id = self._last_id % LAST_ID + 1
