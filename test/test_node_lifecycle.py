@@ -208,6 +208,7 @@ def test_a_transition_during_another_is_refused_and_the_node_answers_meanwhile(s
     from lifecycle_msgs.msg import Transition
     from lifecycle_msgs.srv import ChangeState
 
+    assert one.state == "unconfigured"  # a first answer that discovery loses is asked for again after configure is over
     request = ChangeState.Request(transition=Transition(label="configure"))
     answer = one.call_async(ChangeState, "change_state", request)
     wait_until(lambda: one.state == "configuring", 20, "the state configuring")
