@@ -29,6 +29,7 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters, SetParametersAtomically
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import NodeNameNonExistentError
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
@@ -242,7 +243,10 @@ class NodeUnderTest:
         return self.call(DescribeParameters, "describe_parameters", request, 15, attempts=6).descriptors[0]
 
     def interface(self) -> dict[str, set[tuple[str, str]]]:
-        """What the node has in the ROS graph: names and types of its publishers, subscriptions, services, clients."""
+        """What the node has in the ROS graph: names and types of its publishers, subscriptions, services, clients.
+
+        Nothing as long as this side of DDS has not heard of the node, which can be later than its first answer.
+        """
         namespace, _, name = self.name.rpartition("/")
         node = self.robot.node
         asked = {
@@ -251,10 +255,11 @@ class NodeUnderTest:
             "reply": node.get_service_names_and_types_by_node,
             "request": node.get_client_names_and_types_by_node,
         }
-        return {
-            right: {(topic, kind) for topic, kinds in ask(name, namespace or "/") for kind in kinds}
-            for right, ask in asked.items()
-        }
+        found: dict[str, set[tuple[str, str]]] = {right: set() for right in asked}
+        with contextlib.suppress(NodeNameNonExistentError):
+            for right, ask in asked.items():
+                found[right] = {(topic, kind) for topic, kinds in ask(name, namespace or "/") for kind in kinds}
+        return found
 
     # Topics
 

@@ -12,7 +12,6 @@ import pytest
 import trimesh
 import yaml
 from node_harness import FAKE_NODE, NodeUnderTest, Robot, environment, wait_until
-from rclpy.node import NodeNameNonExistentError
 
 pytestmark = pytest.mark.integration
 
@@ -35,10 +34,7 @@ def graphs(tmp_path_factory):
             topic = "/image/compressed" if transport == "compressed" else "/image"
 
             def whole(node=node, topic=topic):
-                try:
-                    graph = node.interface()
-                except NodeNameNonExistentError:  # it has not been heard of yet
-                    return None
+                graph = node.interface()
                 return any(name.endswith(topic) for name, _ in graph["subscribe"]) and graph
 
             graph = wait_until(whole, 20, "the whole node in the graph")
