@@ -342,6 +342,73 @@ def test_a_false_spot_across_a_pile_leaves_the_object_its_own_crop():
     assert widths[-1] <= 44
 
 
+class Misled(OracleNetwork):
+    """Sees in the whole image what `coarse` says, in square crops the truth."""
+
+    def __init__(self, truth, coarse):
+        super().__init__(truth)
+        self.crops, self.whole = truth, coarse
+        self.looks = []  # crops of every run
+
+    def run(self, images, rows, *rest, **named):
+        crops = images[0].shape[0] == images[0].shape[1]
+        self.truth = self.crops if crops else self.whole
+        self.looks += [len(rows)] * crops
+        return super().run(images, rows, *rest, **named)
+
+
+def misled(truth, coarse, **changes):
+    """A Segmenter of the object `a` whose coarse pass sees something else than its crops."""
+    network = Misled({"a": np.stack([truth])}, {"a": np.stack([coarse])})
+    segmenter = Segmenter(network, SegmenterSettings(**{"coarse_size": 128, "crop_size": 128, **changes}))
+    segmenter.add_templates(templates("a"))
+    return segmenter
+
+
+def test_an_instance_that_its_crop_cuts_off_is_looked_at_again():
+    truth, part = mask((20, 30, 110, 60)), mask((20, 30, 60, 60))
+    found = {}
+    for reframe in (0.0, 0.7):
+        segmenter = misled(truth, part, reframe=reframe)
+        (found[reframe],) = segmenter.segment(position_image())
+        assert segmenter.network.looks == ([1, 1] if reframe else [1])
+        assert "reframe" in segmenter.last_timings
+    assert iou(found[0.0].mask, truth > 0.5) < 0.7
+    assert iou(found[0.7].mask, truth > 0.5) > 0.8
+
+
+def test_a_crop_that_is_much_too_large_is_taken_again_in_place_of_the_first():
+    segmenter = misled(mask((60, 50, 36, 30)), mask((30, 30, 100, 90)))
+    image = position_image()
+    coarse = segmenter.coarse(image)
+    first = segmenter.refine(image, coarse, segmenter.proposals(coarse))
+    (crop,) = segmenter.reframe(image, coarse, first)
+    assert len(first) == 1
+    assert 140 < first[0].view.width <= 150
+    assert crop.view.width == 64  # the least that a crop has
+    assert abs(crop.view.x + crop.view.width / 2 - 78) <= 2
+    segmenter.settings = dataclasses.replace(segmenter.settings, reframe=0.0)
+    assert segmenter.reframe(image, coarse, first) == first
+
+
+def test_well_framed_crops_are_not_looked_at_again():
+    places = [(20, 30, 50, 40), (150, 100, 60, 50)]
+    segmenter = misled(mask(*places), mask(*places))
+    assert len(segmenter.segment(position_image())) == 2
+    assert segmenter.network.looks == [2]
+
+
+def test_a_crop_stays_while_it_is_the_right_one_for_something_in_it():
+    """The coarse pass sees one copy; its crop shows a slender one beside it, which gets a crop of its own."""
+    large, small = (60, 40, 60, 60), (48, 30, 10, 80)
+    segmenter = misled(mask(large, small), mask(large))
+    image = position_image()
+    coarse = segmenter.coarse(image)
+    crops = segmenter.reframe(image, coarse, segmenter.refine(image, coarse, segmenter.proposals(coarse)))
+    assert [round(crop.view.width, -1) for crop in crops] == [90, 120]
+    assert sorted(i.box[:2] for i in segmenter.segment(image)) == [(48, 30), (60, 40)]
+
+
 def test_overlaps_go_to_the_better_score():
     strong, weak = mask((40, 40, 60, 60)), mask((75, 50, 60, 60)) * 0.8
     found = oracle({"weak": [weak], "strong": [strong]}).segment(position_image())

@@ -21,6 +21,7 @@ from ocdit_ros.segment.views import augmented, tiled, whole_image
 from ocdit_ros.templates import TemplateCache
 
 HEIGHT, WIDTH = 96, 128  # of a frame
+COLUMNS = np.arange(256)
 SMALL = SegmenterSettings(coarse_size=112, crop_size=64, min_pixels=4)
 
 
@@ -102,6 +103,35 @@ def test_a_panning_camera_keeps_the_id_and_the_mask_for_less_work(segmenter, tru
         assert not stream.effort.full
         assert stream.effort.crops == 1 and stream.effort.evaluations <= 2
         assert rows(segmenter, begin) == 2 < full  # one look, one crop
+
+
+class Halfsighted(Oracle):
+    """Sees the left part of everything in all but crops, which are square."""
+
+    def run(self, images, *args, **named):
+        if images[0].shape[0] != images[0].shape[1]:
+            everything, self.truth = self.truth, {name: mask * (COLUMNS < 100) for name, mask in self.truth.items()}
+            try:
+                return super().run(images, *args, **named)
+            finally:
+                self.truth = everything
+        return super().run(images, *args, **named)
+
+
+def test_only_what_is_new_is_looked_at_again_where_its_crop_cuts_it_off():
+    truth = {"mug": block(76, 60, 48, 30)}
+    segmenter = Segmenter(Halfsighted(truth), SMALL)
+    segmenter.add_templates(templates("mug"))
+    segmenter.settings = dataclasses.replace(SMALL, reframe=0.95)
+    single = segmenter.segment(frame(40))
+    stream = segmenter.stream()
+    for step in range(4):
+        found = stream.segment(frame(40 + step))
+        assert [one.track_id for one in found] == [1]
+        assert iou(found[0], truth["mug"], 40 + step) > 0.9
+        assert (stream.effort.crops, stream.effort.views) == ((1, 2) if not step else (1, 1))
+        if not step:
+            np.testing.assert_array_equal(found[0].mask, single[0].mask)
 
 
 def test_all_looks_are_taken_in_turn(segmenter):

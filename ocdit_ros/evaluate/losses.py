@@ -86,7 +86,8 @@ def trace_image(
     truth = [g for g in truth if not g.ignored]
     rows = [list(categories).index(g.category_id) for g in truth]
     ideal = [Proposal(indices[row], row, 0, box_of(g.mask), 1.0) for g, row in zip(truth, rows, strict=True)]
-    candidates = segmenter.candidates(segmenter.refine(rgb, coarse, proposals), coarse, size)
+    refined = segmenter.reframe(rgb, coarse, segmenter.refine(rgb, coarse, proposals))
+    candidates = segmenter.candidates(refined, coarse, size)
     oracle = segmenter.refine(rgb, coarse, ideal)
     settings = segmenter.settings
     detections = extract.resolve(candidates, *size, settings.mask_threshold, settings.min_pixels)

@@ -9,8 +9,8 @@
 ...     print(instance.name, instance.score, instance.box)
 
 Stages, each a method that can be called alone: `coarse` looks at the whole image, `proposals` finds places
-worth a second look, `refine` looks at enlarged crops of them, `candidates` weighs what was seen, `resolve`
-settles who owns which pixel.
+worth a second look, `refine` looks at enlarged crops of them, `reframe` looks once more where a crop was framed
+badly, `candidates` weighs what was seen, `resolve` settles who owns which pixel.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ from ocdit_ros.templates import ObjectSpec, RenderSettings, TemplateCache, Templ
 
 if TYPE_CHECKING:
     from ocdit_ros.segment.stream import Stream
+
+
+#: Below this score a candidate does not get a better crop.
+REFRAME_SCORE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,6 +241,12 @@ class Segmenter:
                 looks = [self._refine_look(images[n], coarse[n], proposals[n]) for n in seen]
                 refined = dict(zip(seen, self._run(looks), strict=True))
                 clock = timings.add("refine", clock)
+                again = {n: self._misframed(crops, coarse[n], images[n].shape[:2]) for n, crops in refined.items()}
+                seen = [n for n, (_, places) in again.items() if places]
+                looks = [self._refine_look(images[n], coarse[n], again[n][1]) for n in seen]
+                for n, crops in zip(seen, self._run(looks), strict=True):
+                    refined[n] = [*(refined[n][k] for k in again[n][0]), *crops]
+                clock = timings.add("reframe", clock)
                 for n, crops in refined.items():
                     candidates[n] = self.candidates(crops, coarse[n], images[n].shape[:2])
             else:
@@ -378,6 +388,48 @@ class Segmenter:
         for.
         """
         return self._run([self._refine_look(rgb, coarse, proposals)])[0] if proposals else []
+
+    def reframe(self, rgb: np.ndarray, coarse: CoarseResult, refined: Sequence[Refined]) -> list[Refined]:
+        """The crops that show their instances as they should, and new ones in place of the others.
+
+        A crop is framed by what the coarse pass saw, which may be a part of the instance or more than it. The mask
+        found in it says where the instance is: where the crop around that mask overlaps the one that was looked at by
+        less than `settings.reframe`, it is looked at instead, once.
+        """
+        stays, places = self._misframed(refined, coarse, rgb.shape[:2])
+        return [refined[n] for n in stays] + self.refine(rgb, coarse, places)
+
+    def _misframed(
+        self, refined: Sequence[Refined], coarse: CoarseResult, size: tuple[int, int], fixed: Sequence[int] = ()
+    ) -> tuple[list[int], list[Proposal]]:
+        """Numbers of the crops that stay, `fixed` among them, and the places that are to be looked at again.
+
+        A crop goes when each of its candidates asks for another, and none of the crops is about that one.
+        """
+        settings = self.settings
+        if not settings.reframe:
+            return list(range(len(refined))), []
+        crops = [(item.proposal.index, item.view) for item in refined]
+        loose = [n for n in range(len(refined)) if n not in fixed]
+        stays, places = set(fixed), list[Proposal]()
+        for n, some in zip(loose, self._candidates_of([refined[n] for n in loose], coarse, size), strict=True):
+            masks = [(c, c.confidence > settings.mask_threshold) for c in some if c.whole is None]
+            masks = [(c, mask) for c, mask in masks if c.score >= REFRAME_SCORE and mask.any()]
+            asked = 0
+            for candidate, mask in masks:
+                left, top, width, height = extract.box_of(mask)
+                box = (float(candidate.x + left), float(candidate.y + top), float(width), float(height))
+                crop = crop_around(box, settings.crop_scale, settings.crop_size, *size)
+                if (
+                    all(index != candidate.index or crop.overlap(view) < settings.reframe for index, view in crops)
+                    and len(places) < settings.max_crops
+                ):
+                    crops.append((candidate.index, crop))
+                    places.append(replace(refined[n].proposal, box=box))
+                    asked += 1
+            if not masks or asked < len(masks):
+                stays.add(n)
+        return sorted(stays), places
 
     def _refine_look(
         self, rgb: np.ndarray, coarse: CoarseResult, proposals: Sequence[Proposal],

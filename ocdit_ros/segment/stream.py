@@ -378,6 +378,28 @@ class Stream:
                     np.fmax(place, track.instance.on(view), out=place)
         return origin
 
+    def reframe(self, frame: _Frame, items: list[Refined]) -> _Look | None:
+        """Better crops, as `Segmenter.reframe` has them, of what nobody remembers; takes what they replace out of
+        `items`.
+
+        A remembered instance is framed by its mask of the last frame already.
+        """
+        segmenter = self.segmenter
+        known = [n for n, owner in enumerate(frame.owners) if owner is not None]
+        if frame.coarse is None or len(known) == len(items):
+            return None
+        stays, places = segmenter._misframed(items, frame.coarse, frame.rgb.shape[:2], known)
+        if not places:
+            return None
+        items[:] = [items[n] for n in stays]
+        frame.owners = [frame.owners[n] for n in stays] + [None] * len(places)
+
+        def choose(n: int, crop: View) -> list[View]:
+            frame.views.append(self._views(None, crop))
+            return frame.views[-1]
+
+        return segmenter._refine_look(frame.rgb, frame.coarse, places, choose)
+
     def recall(self, frame: _Frame, refined: list[Refined]) -> list[Refined]:
         """The crops with what is remembered of them as one more member."""
         if not self.settings.average:
@@ -558,10 +580,16 @@ def _pass(segmenter: Segmenter, frames: list[_Frame]) -> list[_Found]:
         for n, numbered in zip(owners, segmenter._run(crop_looks), strict=True):
             refined[n].update(numbered)
         clock = timings.add("refine", clock)
+        items_of = [[refined[n][p] for p in range(len(frame.proposals))] for n, frame in enumerate(frames)]
+        again = [frame.stream.reframe(frame, items) for frame, items in zip(frames, items_of, strict=True)]
+        seen = [n for n, look in enumerate(again) if look is not None]
+        for n, crops_again in zip(seen, segmenter._run([look for look in again if look is not None]), strict=True):
+            items_of[n] += crops_again
+        clock = timings.add("reframe", clock)
         for n, frame in enumerate(frames):
             if frame.proposals:
                 assert frame.coarse is not None
-                items = frame.stream.recall(frame, [refined[n][p] for p in range(len(frame.proposals))])
+                items = frame.stream.recall(frame, items_of[n])
                 crop_of: dict[int, Refined] = {}
                 for item, some in zip(items, segmenter._candidates_of(items, frame.coarse, sizes[n]), strict=True):
                     candidates[n] += some

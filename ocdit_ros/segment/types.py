@@ -77,6 +77,7 @@ class SegmenterSettings:
     coarse_ensemble: int = 1  # noises in the coarse pass when it is followed by refinement
     crop_size: int = 192  # side of a crop in the refine pass
     crop_scale: float = 1.5  # side of a crop relative to the longer side of the proposal's box
+    reframe: float = 0.7  # a crop is taken again where its mask asks for one that it overlaps less (IoU); 0: never
     crop_objects: int = 4  # objects that the network sees together in a crop: the target and its competitors
     proposal_threshold: float = 0.2  # confidence that makes a proposal in the coarse pass
     proposals_per_object: int = 6
@@ -91,8 +92,9 @@ class SegmenterSettings:
             "score_threshold": (0.0, 1.0), "proposal_threshold": (0.0, 1.0), "mask_threshold": (0.05, 0.95),
             "steps": (1, 1000), "ensemble": (1, 256), "augmentations": (1, 8), "coarse_ensemble": (1, 256),
             "group_size": (1, 1024), "coarse_size": (16, 1024), "tiles": (1, 4), "crop_size": (16, 1024),
-            "crop_scale": (1.0, 10.0), "crop_objects": (1, 1024), "proposals_per_object": (1, 100),
-            "max_crops": (1, 100000), "min_pixels": (1, 10**9), "batch_tokens": (0, 10**9), "seed": (0, 2**63 - 1),
+            "crop_scale": (1.0, 10.0), "reframe": (0.0, 1.0), "crop_objects": (1, 1024),
+            "proposals_per_object": (1, 100), "max_crops": (1, 100000),
+            "min_pixels": (1, 10**9), "batch_tokens": (0, 10**9), "seed": (0, 2**63 - 1),
         }  # fmt: skip
         for name, (low, high) in limits.items():
             value = getattr(self, name)

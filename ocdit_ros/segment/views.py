@@ -65,6 +65,13 @@ class View:
         part = resize(part, self.canvas)
         return np.ascontiguousarray(part[:, ::-1]) if self.mirrored else part
 
+    def overlap(self, other: View) -> float:
+        """IoU of two views' rectangles in the image."""
+        width = min(self.x + self.width, other.x + other.width) - max(self.x, other.x)
+        height = min(self.y + self.height, other.y + other.height) - max(self.y, other.y)
+        both = max(width, 0) * max(height, 0)
+        return both / (self.width * self.height + other.width * other.height - both)
+
     def box_on_canvas(self, box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
         """Image box (x, y, width, height) as whole canvas pixels (x0, y0, x1, y1), clipped to the canvas."""
         matrix = self.to_canvas()
