@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ocdit_ros.model import ModelConfig, OCDiT, SamplerSettings, TemplateFeatures, sample
 from ocdit_ros.model.blocks import attention
 from ocdit_ros.model.edm import denoising_loss, preconditioning
+from ocdit_ros.model.embeddings import BoxPrompt
 from ocdit_ros.model.sampler import SOLVERS, trajectory
 
 PLAIN = {"correlation_width": 0, "max_template_tokens": 0}
@@ -630,3 +631,46 @@ def test_attention_of_training_in_bfloat16_is_that_of_the_fused_kernel(masked):
     assert 0 < (found[True] - found[False]).abs().max() < 0.03  # another precision, the same attention
     for exact, rough in zip(gradients[True], gradients[False], strict=True):
         assert torch.nn.functional.cosine_similarity(exact.flatten(), rough.flatten(), 0) > 0.999
+
+
+def context_of(model, query, boxes=None):
+    conditioning = model.condition(query.templates, query.diameters, query.slots)
+    return model.query_context(query.image, conditioning, boxes=boxes).embedding
+
+
+def test_a_box_says_where_the_one_instance_is_and_starts_silent():
+    query = random_query(new_model(box_prompt=True))
+    batch, objects = query.diameters.shape
+    boxes = torch.full((batch, objects, 4), torch.nan)
+    boxes[0, 1] = torch.tensor([0.1, 0.2, 0.6, 0.7])
+    silent = new_model(box_prompt=True)
+    assert torch.equal(context_of(silent, query), context_of(silent, query, boxes))
+    model = live_model(box_prompt=True)
+    without, asked = context_of(model, query), context_of(model, query, boxes)
+    changed = (without != asked).flatten(2).any(-1)
+    assert changed[0].tolist() == [n == 1 for n in range(objects)] and not changed[1:].any()
+    boxes[0, 1] = torch.tensor([0.4, 0.2, 0.9, 0.7])  # elsewhere
+    assert not torch.equal(context_of(model, query, boxes), asked)
+    boxes[:] = torch.nan
+    assert torch.equal(context_of(model, query, boxes), without)
+    with pytest.raises(ValueError, match="takes no boxes"):
+        context_of(new_model(), random_query(new_model()), boxes)
+
+
+def test_all_of_a_training_step_has_gradients_without_boxes():
+    model = live_model(box_prompt=True).train()
+    context_of(model, random_query(model)).sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.box_prompt.parameters())
+
+
+def test_what_a_box_covers_is_measured_exactly():
+    prompt = BoxPrompt(4)
+    prompt.mlp = torch.nn.Identity()
+    boxes = torch.tensor([[[0.25, 0.0, 0.75, 0.5], [torch.nan] * 4]])
+    found = prompt(boxes, 4, 8).unflatten(2, (4, 8))
+    assert found.shape == (1, 2, 4, 8, 8)
+    covered = torch.zeros(4, 8)
+    covered[:2, 2:6] = 1.0
+    assert torch.equal(found[0, 0, ..., 0], covered)
+    assert torch.allclose(found[0, 0, 0, 2:6, 2], torch.tensor([-0.75, -0.25, 0.25, 0.75]))  # across the box
+    assert not found[0, 1].any()

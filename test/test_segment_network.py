@@ -117,3 +117,22 @@ def test_the_size_of_batches_changes_rounding_only(shipped, batch_tokens):
     expected, other = found(network, objects), found(network, objects, batch_tokens=batch_tokens)
     assert float(np.abs(expected.confidence - other.confidence).max()) < 1e-3
     assert BATCH_TOKENS["cpu"] < BATCH_TOKENS["gpu"]
+
+
+def test_boxes_are_for_the_first_object_of_their_row():
+    network = Network(live_model(box_prompt=True))
+    objects = [network.onboard(t.name, t.diameter, network.featurize(t)) for t in map(templates, ("a", "b"))]
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+
+    def run(boxes):
+        settings = SamplerSettings(1, "euler", 1)
+        rows, slots = [objects, objects[::-1]], [[3, 9], [9, 3]]
+        given = None if boxes is None else np.array(boxes, np.float32)
+        return network.run([image], rows, slots, [0, 0], 2, settings, 0, boxes=given).confidence
+
+    nowhere, here = [np.nan] * 4, [0.2, 0.1, 0.6, 0.7]
+    without = run(None)
+    np.testing.assert_array_equal(run([nowhere, nowhere]), without)
+    asked = run([here, nowhere])
+    np.testing.assert_array_equal(asked[1], without[1])
+    assert np.abs(asked[0, :, 0] - without[0, :, 0]).max() > 1e-3

@@ -239,6 +239,45 @@ def test_a_whole_gives_way_to_its_pieces_where_their_sizes_fit_better(segmenter)
     assert [c.x for c in found] == [0, 24, 48, 200, 260]
 
 
+@pytest.mark.parametrize(
+    ("starts", "others", "split"),
+    [
+        ((0, 24), 48, True),  # two masks, whose sizes fit the others' better
+        ((0, 24), 56, True),  # and a little better
+        ((0, 24), 96, False),  # and not
+        ((0, 10), 48, False),  # the same mask twice: it is one thing
+        ((0,), 48, False),  # no answer in the other box
+        ((0, 15), 48, True),  # in between sizes have to be clear
+        ((0, 15), 56, False),
+    ],
+)
+def test_what_the_network_shows_in_boxes_says_whether_it_is_several(segmenter, starts, others, split):
+    whole = Candidate(0, 0.9, EVIDENCE, np.full((24, 48), 0.9, np.float32), 0, 0)
+    pieces = [dataclasses.replace(square(24, x), whole=whole, boxed=True) for x in starts]
+    rest = [square(others, 200, index=3), square(others, 400, index=3)]
+    found = [c for c, _ in segmenter._compared([whole, *pieces, *rest], (0, 3)) if c.index == 0]
+    assert [c.confidence.shape for c in found] == ([(24, 24)] * len(starts) if split else [(24, 48)])
+
+
+def test_necks_are_left_where_boxes_say_nothing(segmenter):
+    whole, *necks = blocks(24, 24)
+    same = [dataclasses.replace(square(24, x), whole=whole, boxed=True) for x in (0, 2)]
+    rest = [square(48, 200, index=3), square(50, 260, index=3)]
+    found = [c for c, _ in segmenter._compared([whole, *necks, *same, *rest], (0, 3)) if c.index == 0]
+    assert [c.x for c in found] == [0, 24] and not any(c.boxed for c in found)
+
+
+def test_which_candidates_may_be_several(segmenter):
+    diameters = [one.diameter for one in segmenter._catalogue]
+    twice, single = blocks(24, 24)[0], square(24, 60)
+    rest = [square(48, 200, index=3), square(50, 260, index=3)]
+    candidates = [twice, single, *rest]
+    doubts = scale.may_be_several(candidates, [diameters[c.index] for c in candidates], 0.5)
+    assert doubts.tolist() == [True, False, False, False]
+    assert not scale.may_be_several([twice], [diameters[0]], 0.5).any()
+    assert not len(scale.may_be_several([], [], 0.5))
+
+
 def test_pieces_go_by_both_names_of_look_alikes(segmenter):
     """Two small ones that touch, or one of the large kind: the score decides, and no name has a whole and pieces."""
     two = blocks(24, 24)

@@ -409,6 +409,49 @@ def test_a_crop_stays_while_it_is_the_right_one_for_something_in_it():
     assert sorted(i.box[:2] for i in segmenter.segment(image)) == [(48, 30), (60, 40)]
 
 
+class Prompted(OracleNetwork):
+    """Sees the union of an object's instances, or in a box the one that lies there."""
+
+    def __init__(self, instances):
+        super().__init__({name: np.max(maps, axis=0)[None] for name, maps in instances.items()})
+        self.config = dataclasses.replace(self.config, box_prompt=True)
+        self.instances, self.asked = instances, []
+
+    def run(self, images, rows, slots, image_of_row, *rest, boxes=None, **named):
+        output = super().run(images, rows, slots, image_of_row, *rest, **named)
+        for r, box in enumerate([] if boxes is None else boxes):
+            if np.isnan(box).any():
+                continue
+            self.asked.append(box)
+            picture = images[image_of_row[r]]
+            seen = [one[picture[..., 1], picture[..., 0]] for one in self.instances[rows[r][0].name]]
+            height, width = picture.shape[:2]
+            place = np.zeros((height, width), bool)
+            x0, y0, x1, y1 = (box * [width, height, width, height]).round().astype(int).clip(0)
+            place[y0:y1, x0:x1] = True
+            shares = [iou(one > 0.5, place) if one.any() else 0.0 for one in seen]
+            output.confidence[r, :, 0, 0] = seen[int(np.argmax(shares))]
+        return output
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_copies_that_touch_are_told_apart_by_a_network_that_takes_boxes(count):
+    """Two boxes side by side form one mask without a neck; what else is in view says that it is too large for one."""
+    places = [(60, 60, 40, 60), (100, 60, 40, 60)][:count]
+    others = {name: [mask((x, 10, 40, 60))] for name, x in (("b", 5), ("c", 190))}
+    network = Prompted({"a": [mask(place) for place in places], **others})
+    segmenter = Segmenter(network, SegmenterSettings(coarse_size=128, crop_size=128))
+    for name in ("a", "b", "c"):
+        segmenter.add_templates(templates(name))
+    found = [one for one in segmenter.segment(position_image()) if one.name == "a"]
+    assert len(network.asked) == (2 if count == 2 else 0)
+    assert len(found) == count
+    for instance, place in zip(sorted(found, key=lambda i: i.box), places, strict=True):
+        assert iou(instance.mask, mask(place) > 0.5) > 0.85
+    segmenter.settings = dataclasses.replace(segmenter.settings, reframe=0.0)
+    assert sum(one.name == "a" for one in segmenter.segment(position_image())) == 1
+
+
 def test_overlaps_go_to_the_better_score():
     strong, weak = mask((40, 40, 60, 60)), mask((75, 50, 60, 60)) * 0.8
     found = oracle({"weak": [weak], "strong": [strong]}).segment(position_image())

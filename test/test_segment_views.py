@@ -127,3 +127,20 @@ def test_one_tile_is_none_and_the_common_canvas_is_finer():
     assert [(t.x, t.y, t.width, t.height) for t in tiled(view, 2)] == [
         (0, 0, 384, 288), (256, 0, 384, 288), (0, 192, 384, 288), (256, 192, 384, 288)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_boxes_in_shares_of_a_view(mirrored):
+    view = View(20, 10, 100, 50, (64, 128), mirrored)
+    left, top, right, bottom = view.shares((30, 20, 50, 50))  # reaches beyond the view
+    assert (left, right) == pytest.approx((0.4, 0.9) if mirrored else (0.1, 0.6))
+    assert (top, bottom) == pytest.approx((0.2, 1.2))
+
+
+@pytest.mark.parametrize(
+    ("other", "overlap"),
+    [((0, 0, 10, 10), 1.0), ((5, 0, 10, 10), 1 / 3), ((10, 0, 5, 5), 0.0), ((2, 2, 5, 5), 0.25), ((40, 40, 3, 3), 0.0)],
+)
+def test_overlap_of_views_is_their_iou(other, overlap):
+    one, two = View(0, 0, 10, 10, (16, 16)), View(*other, (32, 16))
+    assert one.overlap(two) == two.overlap(one) == pytest.approx(overlap)

@@ -20,7 +20,16 @@ from PIL import Image, ImageDraw
 
 from ocdit_ros.model import ModelConfig, OCDiT, SamplerSettings, TemplateFeatures, load_checkpoint, save_checkpoint
 from ocdit_ros.train import command
-from ocdit_ros.train.dataset import MixedSource, ObjectStore, SampleSettings, SampleSource, SceneShards, keep_apart
+from ocdit_ros.train.dataset import (
+    MixedSource,
+    ObjectStore,
+    SampleSettings,
+    SampleSource,
+    SceneShards,
+    instance_in,
+    keep_apart,
+    rough_box,
+)
 from ocdit_ros.train.pictures import strip
 from ocdit_ros.train.trainer import (
     Trainer,
@@ -199,6 +208,56 @@ def test_masks_of_copies_have_a_gap_where_it_is_asked_for(data):
             assert torch.equal(mask, one) if copies < 2 else bool((one <= mask).all())
             narrower += int((one < mask).any())
     assert narrower > 5
+
+
+def test_objects_are_asked_for_in_the_box_of_one_instance(data):
+    plain, asked = source(data, tiny(), zoom=1.0), source(data, tiny(), zoom=1.0, prompt=0.7)
+    boxes = alone = empty = 0
+    for index in range(80):
+        _, masks, _, boxes_of, unions = asked._draw(index)
+        given = ~boxes_of.isnan().any(-1)
+        assert given.sum() <= 1
+        for mask, union, box, one in zip(masks, unions, boxes_of, given):
+            if not one:
+                assert torch.equal(mask, union)
+                continue
+            assert bool((mask <= union).all())
+            boxes, alone, empty = boxes + 1, alone + int((mask < union).any()), empty + int(not mask.any())
+            if mask.any():
+                rows, columns = mask.any(1).nonzero()[:, 0] / 64, mask.any(0).nonzero()[:, 0] / 64
+                middle = torch.stack([columns.min() + columns.max(), rows.min() + rows.max()]) / 2
+                assert bool((box[:2] < middle).all() and (middle < box[2:]).all())
+    assert 0.4 * 80 < boxes < 0.85 * 80 and alone and empty
+    assert all(torch.equal(a, b) for a, b in zip(plain._draw(3)[1:2], plain._draw(3)[4:]))
+    batch = asked.batch([0, 1]).to("cpu")
+    assert batch.boxes.shape == (2, 3, 4) and batch.unions.shape == batch.masks.shape
+    assert plain.batch([0, 1]).boxes is None
+
+
+def test_descriptors_learn_from_all_copies_while_a_box_asks_for_one(data):
+    torch.manual_seed(0)
+    model = OCDiT(ModelConfig.preset("tiny", train_objects=3, box_prompt=True)).eval()
+    batch = source(data, model, zoom=1.0, prompt=1.0).batch([0, 1, 2, 3]).to("cpu")
+    sigma, noise = torch.full((4,), 2.0), torch.randn(4, 3, model.config.latent_channels, 4, 4)
+    loss = TrainingLoss(model, matching=1.0)
+    other = dataclasses.replace(batch, unions=torch.zeros_like(batch.unions))
+    assert float(loss(batch, sigma, noise)) != float(loss(other, sigma, noise))
+    alone = TrainingLoss(model)
+    assert float(alone(batch, sigma, noise)) == float(alone(other, sigma, noise))
+
+
+def test_the_instance_of_a_box_is_the_one_that_it_overlaps_most():
+    label = np.zeros((40, 80), np.uint8)
+    label[10:30, 10:40], label[10:30, 40:70] = 1, 2
+    for number, columns in ((1, (10, 40)), (2, (40, 70))):
+        box = np.array([columns[0] / 80, 0.2, columns[1] / 80, 0.8], np.float32)
+        assert (instance_in(label, [1, 2], box) == (label == number)).all()
+        assert not instance_in(label, [3 - number], box).any()
+    assert not instance_in(label, [1, 2], np.array([0.0, 0.9, 1.0, 1.0], np.float32)).any()
+    rng = np.random.default_rng(0)
+    rough = np.array([rough_box(label == 1, rng) for _ in range(400)])
+    assert np.abs(np.median(rough, 0) - [10 / 80, 10 / 40, 40 / 80, 30 / 40]).max() < 0.02
+    assert (rough[:, :2] <= rough[:, 2:]).all() and 0.02 < rough[:, 0].std() < 0.1
 
 
 @pytest.fixture(scope="module")
@@ -629,6 +688,18 @@ def test_the_mean_of_checkpoints_is_exported(tmp_path, monkeypatch):
     wide = OCDiT(dataclasses.replace(config, width=2 * config.width))
     with pytest.raises(ValueError, match="networks of one shape"):
         mean_of(models[0], [wide])
+
+
+def test_a_mean_keeps_the_box_prompt_that_others_lack():
+    before = tiny()
+    torch.manual_seed(1)
+    after = OCDiT(dataclasses.replace(before.config, box_prompt=True))
+    mean, states = mean_of(after, [before]).state_dict(), (after.state_dict(), before.state_dict())
+    assert torch.equal(mean["box_prompt.mlp.0.weight"], states[0]["box_prompt.mlp.0.weight"])
+    name = "latent_embedding.weight"
+    assert torch.allclose(mean[name], (states[0][name] + states[1][name]) / 2, atol=1e-6)
+    with pytest.raises(ValueError, match="networks of one shape"):
+        mean_of(before, [after])
 
 
 def pathlib_test_dir():

@@ -54,6 +54,7 @@ class ModelConfig:
     correlation_hidden: int = 0  # hidden units beside the linear projection of the features; 0: linear alone
     correlation_background: int = 0  # patches of other objects that image patches are compared with too; 0: none
     size_encoding: bool = True
+    box_prompt: bool = False  # an object may be asked for in a box: its mask is that of the instance there (extension)
     # EDM (Karras et al. 2022, Tab. 1)
     sigma_data: float = 0.5
     sigma_min: float = 0.002

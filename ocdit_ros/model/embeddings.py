@@ -128,6 +128,45 @@ class SizeEncoding(nn.Module):
         return self.mlp(torch.cat([ratio, (ratio * self.octaves).sin(), (ratio * self.octaves).cos()], -1))
 
 
+class BoxPrompt(nn.Module):
+    """Where the one instance is that is meant, as further input of the query (extension).
+
+    Without it the mask of an object is the union of its instances, which cannot be told apart where they touch. The
+    box of a prompt is rough: it says which instance, not where it ends.
+    """
+
+    inputs = 8
+
+    def __init__(self, width: int) -> None:
+        """Embed into `width` channels; starts silent."""
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(self.inputs, width), nn.SiLU(), nn.Linear(width, width))
+        for parameter in self.mlp[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, boxes: Tensor, height: int, width: int) -> Tensor:
+        """Query input [B, N_O, height * width, d_e] from boxes [B, N_O, 4]: left, top, right, bottom as shares of the
+        picture's sides, NaN for objects without one, whose input is zero.
+        """
+        given = ~boxes.isnan().any(-1)
+        boxes = torch.where(given[..., None], boxes, boxes.new_tensor([0.0, 0.0, 1.0, 1.0]))
+        axes = []
+        for low, high, count in ((boxes[..., 1], boxes[..., 3], height), (boxes[..., 0], boxes[..., 2], width)):
+            low, high = low[..., None], torch.maximum(high, low + 1e-3)[..., None]
+            edges = torch.arange(count + 1, device=boxes.device, dtype=boxes.dtype) / count
+            covered = (torch.minimum(edges[1:], high) - torch.maximum(edges[:-1], low)).clamp_min(0) * count
+            place = ((edges[1:] + edges[:-1] - low - high) / (high - low)).clamp(-3, 3)  # -1..1 inside
+            axes.append((covered, place, (high - low).log2()))
+        (cover_y, y, tall), (cover_x, x, wide) = axes
+        shape = (*boxes.shape[:2], height, width)
+        maps = [
+            cover_y[..., :, None] * cover_x[..., None, :], y[..., :, None], x[..., None, :], y[..., :, None] ** 2,
+            x[..., None, :] ** 2, tall[..., None], wide[..., None], torch.ones_like(wide)[..., None],
+        ]  # fmt: skip
+        features = torch.stack([one.expand(shape) for one in maps], -1).flatten(2, 3)
+        return self.mlp(features) * given[..., None, None].to(features.dtype)
+
+
 def highest(x: Tensor, count: int) -> Tensor:
     """The `count` highest values along the third dimension of [B, N_O, n, H, W], highest first.
 

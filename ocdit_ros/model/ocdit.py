@@ -24,6 +24,7 @@ from ocdit_ros.model.blocks import Block, Modulation
 from ocdit_ros.model.config import ModelConfig
 from ocdit_ros.model.edm import preconditioning
 from ocdit_ros.model.embeddings import (
+    BoxPrompt,
     FeatureEmbedding,
     FourierFeatures,
     NoiseEmbedding,
@@ -140,6 +141,7 @@ class OCDiT(nn.Module):
         self.object_encoding = nn.Embedding(config.max_objects, width)
         self.instance_encoding = nn.Embedding(config.queries_per_object, width)
         self.size_encoding = SizeEncoding(width) if config.size_encoding else None
+        self.box_prompt = BoxPrompt(width) if config.box_prompt else None
         # step 5: template tokens
         self.template_embedding = FeatureEmbedding(channels, strides, width, 1)
         self.template_patch_encoding = nn.Parameter(torch.randn(config.template_grid**2, width) * 0.1)
@@ -322,10 +324,13 @@ class OCDiT(nn.Module):
         """Step 3 for images [B, 3, H, W] in 0..1; H and W multiples of 16."""
         return (self.image_backbone or self.backbone)(images)
 
-    def query_context(self, image_features: Features, conditioning: Conditioning, repeat: int = 1) -> QueryContext:
+    def query_context(
+        self, image_features: Features, conditioning: Conditioning, repeat: int = 1, boxes: Tensor | None = None
+    ) -> QueryContext:
         """Step 4 without the noisy latents: image embedding, encodings, correlation; `repeat` rows for each image.
 
         A single image serves every row of the conditioning, and a single row of conditioning serves every image.
+        `boxes` [B, N_O, 4] as in `BoxPrompt`. Raises ValueError where a model without it is given boxes.
         """
         grid = (image_features[-1].shape[-2], image_features[-1].shape[-1])
         image = self.image_embedding(image_features).flatten(2).transpose(1, 2)  # [B, n_q, d_e]
@@ -348,6 +353,14 @@ class OCDiT(nn.Module):
                 conditioning.valid.expand(rows, -1, -1),
             )
             embedding = embedding + extra.repeat_interleave(self.config.queries_per_object, 1)
+        if self.box_prompt is None:
+            if boxes is not None:
+                raise ValueError("this model takes no boxes (box_prompt is off)")
+        elif boxes is not None or self.training:  # in training always, so that its parameters have gradients
+            if boxes is None:
+                boxes = embedding.new_full((rows, conditioning.objects, 4), torch.nan, dtype=torch.float32)
+            prompt = self.box_prompt(boxes, *grid)
+            embedding = embedding + prompt.repeat_interleave(self.config.queries_per_object, 1)
         if embedding.shape[0] != rows:
             embedding = embedding.expand(rows, -1, -1, -1)
 

@@ -178,16 +178,18 @@ def sample(
     generator: Noise = None,
     on_step: Callable[[int, Tensor], None] | None = None,
     start: Tensor | None = None,
+    boxes: Tensor | None = None,
 ) -> Tensor:
     """Draw latents [B, E, N_Q, d, h, w] for B images and E = settings.ensemble noises.
 
     What does not depend on sigma (image embedding, template keys and values, correlation) is computed once. `on_step`
     receives (solver steps so far, state [B, E, N_Q, d, h, w]) for those who want to watch. `start` [B, N_Q, d, h, w]:
     latents that are guessed already; the noise of settings.sigma_max, which then is an intermediate level, goes on top.
+    `boxes` as for `query_context`.
     """
     settings = settings or SamplerSettings()
     config = model.config
-    context = model.query_context(image_features, conditioning, repeat=settings.ensemble)
+    context = model.query_context(image_features, conditioning, repeat=settings.ensemble, boxes=boxes)
     shape = (*context.shape[:2], config.latent_channels, *context.grid)  # [B * E, N_Q, d, h, w]
     x = normal(context.embedding.new_empty(shape, dtype=torch.float32), generator)
     sigma_max = settings.sigma_max if settings.sigma_max is not None else config.sigma_max

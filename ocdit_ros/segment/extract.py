@@ -43,7 +43,8 @@ class Candidate:
     confidence: np.ndarray  # float32 [h, w], zero away from the instance
     x: int  # image column of its first pixel
     y: int
-    whole: Candidate | None = None  # of which it is a piece (`split`): one of the two is right
+    whole: Candidate | None = None  # of which it is a piece: one of the two is right
+    boxed: bool = False  # the network was asked for one instance in a box
 
     def window(self) -> tuple[slice, slice]:
         """Where `confidence` lies in the image."""
@@ -152,6 +153,21 @@ def split(part: np.ndarray) -> list[np.ndarray]:
         if pieces[-1].sum() >= FRAGMENT_SHARE * pieces[0].sum():
             return pieces
     return []
+
+
+def halves(part: np.ndarray) -> list[np.ndarray]:
+    """The two ends of a part bool [H, W], cut at the middle of its longer axis: rough places of two copies."""
+    points = np.argwhere(part)
+    if len(points) < 8:
+        return []
+    away = points - points.mean(0)
+    along = away @ np.linalg.svd(away, full_matrices=False)[2][0]
+    ends = []
+    for side in (along <= 0.5 * (along.min() + along.max()), along > 0.5 * (along.min() + along.max())):
+        end = np.zeros(part.shape, bool)
+        end[tuple(points[side].T)] = True
+        ends.append(end)
+    return ends if all(end.any() for end in ends) else []
 
 
 def _near(part: np.ndarray, instance: np.ndarray, reach: float) -> bool:

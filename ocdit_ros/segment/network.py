@@ -157,6 +157,7 @@ class Network:
         on_step: Callable[[int, np.ndarray], None] | None = None,
         frame_of_row: Sequence[int] | None = None,
         origin: np.ndarray | None = None,
+        boxes: np.ndarray | None = None,
     ) -> Output:
         """Sample and decode masks.
 
@@ -174,6 +175,8 @@ class Network:
             frame_of_row: rows of different frames draw from noises of their own, each the one that it would have
             alone; None: all are of one frame.
             origin: confidences [B, N_O, Q, H, W] that the sampler starts from, under the noise of sampler.sigma_max.
+            boxes: float32 [B, 4] in which the first object of every row is asked for, as shares of the image's sides:
+            left, top, right, bottom; NaN: anywhere. For models with `box_prompt`.
         """
         clock = time.perf_counter()
         height, width = images[0].shape[:2]
@@ -202,7 +205,8 @@ class Network:
 
             noise = [generators[frame] for frame in frames[part]]  # row by row, however they are cut into batches
             first = None if origin is None else self._encode(origin[part])
-            latents = sample(self.model, seen, conditioning, sampler, noise, watch, first)
+            prompt = None if boxes is None else self._prompt(boxes[part], len(rows[0]))
+            latents = sample(self.model, seen, conditioning, sampler, noise, watch, first, prompt)
             similarity[part] = self._similarity(seen, rows[part], conditioning, targets)
             clock = self.timings.add("sampling", clock)
             confidence[part] = self._decode(latents, targets)
@@ -262,6 +266,12 @@ class Network:
         masks = torch.from_numpy(confidence > 0.5).to(self.device).flatten(1, 2)
         latents = self.model.vae.encode_latent(masks.flatten(0, 1)[:, None].float())
         return latents.unflatten(0, masks.shape[:2])
+
+    def _prompt(self, boxes: np.ndarray, objects: int) -> Tensor:
+        """Boxes [B, N_O, 4] of all objects from those of the first ones [B, 4]."""
+        prompt = np.full((len(boxes), objects, 4), np.nan, np.float32)
+        prompt[:, 0] = boxes
+        return torch.from_numpy(prompt).to(self.device)
 
     def _similarity(
         self, features: Features, rows: Sequence[Sequence[KnownObject]], conditioning: Conditioning, targets: int

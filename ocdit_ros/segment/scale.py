@@ -32,6 +32,12 @@ RANGE = 4.0
 SAME_IOU = 0.5
 #: By how much likelier (logit) the sizes of pieces are than that of the whole, for the whole to be copies that touch.
 SPLIT_LEAD = 1.0
+#: The same for the network to be asked whether it is several.
+DOUBT = 0.7
+#: Masks of instances that were asked for one by one have less than this share of the smaller one in common.
+APART = 0.3
+#: How many times as long as one of them copies that touch may be, together.
+SEVERAL = (1.3, 1.6, 2.0)
 #: Objects that look the same are told apart by size when their diameters differ by this factor.
 OTHER_SIZE = 1.15
 
@@ -49,8 +55,24 @@ def scale_evidence(candidates: Sequence[Candidate], diameters: Sequence[float], 
         diameters: metres, of the objects of the candidates.
         threshold: confidence at the outline of a mask.
     """
+    ratio = _ratios(candidates, diameters, threshold, (0.0,))[0]
+    return ratio / (1.0 + ratio)
+
+
+def may_be_several(candidates: Sequence[Candidate], diameters: Sequence[float], threshold: float) -> np.ndarray:
+    """Which candidates are so large that their sizes would be likelier, by DOUBT, if they were a part of what they are:
+    bool [N]; arguments as for `scale_evidence`.
+    """
+    whole, *smaller = np.log(_ratios(candidates, diameters, threshold, (0.0, *np.log(SEVERAL))))
+    return np.max(smaller, axis=0) - whole > DOUBT
+
+
+def _ratios(
+    candidates: Sequence[Candidate], diameters: Sequence[float], threshold: float, shifts: Sequence[float]
+) -> np.ndarray:
+    """Ratios r of `scale_evidence` [S, N], were x smaller by each of the shifts; 1 where nothing can be said."""
     if len(candidates) < 2:
-        return np.full(len(candidates), 0.5)
+        return np.ones((len(shifts), len(candidates)))
     x = np.array([np.log(_extent(c, threshold) / d) for c, d in zip(candidates, diameters, strict=True)])
     things = same_things(candidates, threshold)
     slack = max(1.0, 0.5 * (RANGE - np.ptp(x)))
@@ -65,39 +87,64 @@ def scale_evidence(candidates: Sequence[Candidate], diameters: Sequence[float], 
         for t in set(things.tolist())
     }
     total = np.sum(list(likelihoods.values()), axis=0)
-    result = np.empty(len(candidates))
+    result = np.empty((len(shifts), len(candidates)))
     for n, thing in enumerate(things.tolist()):
         others = total - likelihoods[thing]
         posterior = np.exp(others - others.max())
-        ratio = float(posterior @ right[n] / posterior.sum()) / anything
-        result[n] = ratio / (1.0 + ratio)
+        for s, shift in enumerate(shifts):
+            likely = posterior @ _density(x[n] - shift - shared) / posterior.sum()
+            result[s, n] = max(float(likely) / anything, 1e-30)
     return result
 
 
-def settle_splits(candidates: Sequence[Candidate], origins: Sequence[Candidate]) -> list[bool]:
-    """Which candidates stay where some are pieces of others (`extract.split`): bool [N].
+def settle_splits(candidates: Sequence[Candidate], origins: Sequence[Candidate], threshold: float) -> list[bool]:
+    """Which candidates stay where some are pieces of others: bool [N].
 
-    A whole gives way to its pieces where their sizes, by `Evidence.scale`, are likelier by SPLIT_LEAD, on average.
+    A whole gives way to its pieces (`extract.split`) where their sizes, by `Evidence.scale`, are likelier by
+    SPLIT_LEAD, on average. Where the network was asked for the instance in one box and in another, its answers say
+    more: of what is one, both show the same. Where they have less than APART in common, likelier sizes are enough;
+    where it is half or more, they are no pieces.
 
     Args:
         candidates: of one image, with that evidence.
         origins: what each was made of, itself or one of another name; `whole` of a piece is one of them.
+        threshold: confidence at the outline of a mask.
     """
     odds = Calibration.logit(np.array([candidate.evidence.scale for candidate in candidates]))
-    pieces: dict[tuple[int, int], list[int]] = {}
+    pieces: dict[tuple[int, int, bool], list[int]] = {}
     for n, (candidate, origin) in enumerate(zip(candidates, origins, strict=True)):
         if origin.whole is not None:
-            pieces.setdefault((id(origin.whole), candidate.index), []).append(n)
+            pieces.setdefault((id(origin.whole), candidate.index, origin.boxed), []).append(n)
+
+    def better(whole: int, own: list[int], boxed: bool) -> bool:
+        if not own or (boxed and len(own) < 2):
+            return False
+        common = _most_in_common([candidates[n] for n in own], threshold) if boxed else 1.0
+        lead = 0.0 if common < APART else SPLIT_LEAD
+        return bool(odds[own].mean() - odds[whole] > lead) and not (boxed and common >= 0.5)
+
     stays = [False] * len(candidates)
     open_questions = [n for n, origin in enumerate(origins) if origin.whole is None]
     while open_questions:
         n = open_questions.pop()
-        own = pieces.get((id(origins[n]), candidates[n].index), [])
-        if own and odds[own].mean() - odds[n] > SPLIT_LEAD:
-            open_questions += own
+        for boxed in (True, False):
+            own = pieces.get((id(origins[n]), candidates[n].index, boxed), [])
+            if better(n, own, boxed):
+                open_questions += own
+                break
         else:
             stays[n] = True
     return stays
+
+
+def _most_in_common(candidates: Sequence[Candidate], threshold: float) -> float:
+    """Largest overlap of two of them, relative to the smaller one."""
+    masks = [c.confidence > threshold for c in candidates]
+    shares = [
+        common_pixels(candidates[a], masks[a], candidates[b], masks[b]) / max(min(masks[a].sum(), masks[b].sum()), 1)
+        for a, b in combinations(range(len(candidates)), 2)
+    ]
+    return float(max(shares, default=0.0))
 
 
 def same_things(candidates: Sequence[Candidate], threshold: float) -> np.ndarray:

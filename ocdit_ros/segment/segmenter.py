@@ -63,6 +63,8 @@ class Proposal:
     query: int
     box: tuple[float, float, float, float]  # x, y, width, height in the image
     strength: float  # highest confidence inside
+    prompt: tuple[float, float, float, float] | None = None  # box of the one instance that is meant (`box_prompt`)
+    whole: Candidate | None = None  # of which this may be one of several instances
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +75,7 @@ class Refined:
     view: View
     members: np.ndarray  # float32 [E, Q, H, W]
     similarity: np.ndarray  # float32 [2, H/16, W/16], as in Output
+    found: tuple[Candidate, ...] | None = None  # its candidates, where they are known already
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +90,7 @@ class _Look:
     sampler: SamplerSettings
     finish: Callable[[Output], Any]
     origin: np.ndarray | None = None  # confidences [rows, N_O, Q, H, W] that the sampler starts from
+    boxes: np.ndarray | None = None  # [rows, 4] in which the first object is asked for, as `Network.run` takes them
 
     @property
     def shape(self) -> tuple:
@@ -241,11 +245,12 @@ class Segmenter:
                 looks = [self._refine_look(images[n], coarse[n], proposals[n]) for n in seen]
                 refined = dict(zip(seen, self._run(looks), strict=True))
                 clock = timings.add("refine", clock)
-                again = {n: self._misframed(crops, coarse[n], images[n].shape[:2]) for n, crops in refined.items()}
+                again = {n: self._again(crops, coarse[n], images[n].shape[:2]) for n, crops in refined.items()}
+                refined = {n: list(stays.values()) for n, (stays, _) in again.items()}
                 seen = [n for n, (_, places) in again.items() if places]
                 looks = [self._refine_look(images[n], coarse[n], again[n][1]) for n in seen]
                 for n, crops in zip(seen, self._run(looks), strict=True):
-                    refined[n] = [*(refined[n][k] for k in again[n][0]), *crops]
+                    refined[n] += crops
                 clock = timings.add("reframe", clock)
                 for n, crops in refined.items():
                     candidates[n] = self.candidates(crops, coarse[n], images[n].shape[:2])
@@ -394,42 +399,62 @@ class Segmenter:
 
         A crop is framed by what the coarse pass saw, which may be a part of the instance or more than it. The mask
         found in it says where the instance is: where the crop around that mask overlaps the one that was looked at by
-        less than `settings.reframe`, it is looked at instead, once.
+        less than `settings.reframe`, it is looked at instead, once. Where a mask is so large, for what else is in view,
+        that it may be several copies which touch, a network that takes boxes looks for one in either half of it.
         """
-        stays, places = self._misframed(refined, coarse, rgb.shape[:2])
-        return [refined[n] for n in stays] + self.refine(rgb, coarse, places)
+        stays, places = self._again(refined, coarse, rgb.shape[:2])
+        return [*stays.values(), *self.refine(rgb, coarse, places)]
 
-    def _misframed(
+    def _again(
         self, refined: Sequence[Refined], coarse: CoarseResult, size: tuple[int, int], fixed: Sequence[int] = ()
-    ) -> tuple[list[int], list[Proposal]]:
-        """Numbers of the crops that stay, `fixed` among them, and the places that are to be looked at again.
+    ) -> tuple[dict[int, Refined], list[Proposal]]:
+        """The crops that stay, by their numbers, `fixed` among them, and what is to be looked at again.
 
         A crop goes when each of its candidates asks for another, and none of the crops is about that one.
         """
         settings = self.settings
+        stays, places = {n: refined[n] for n in fixed}, list[Proposal]()
         if not settings.reframe:
-            return list(range(len(refined))), []
+            return dict(enumerate(refined)), places
         crops = [(item.proposal.index, item.view) for item in refined]
         loose = [n for n in range(len(refined)) if n not in fixed]
-        stays, places = set(fixed), list[Proposal]()
-        for n, some in zip(loose, self._candidates_of([refined[n] for n in loose], coarse, size), strict=True):
-            masks = [(c, c.confidence > settings.mask_threshold) for c in some if c.whole is None]
-            masks = [(c, mask) for c, mask in masks if c.score >= REFRAME_SCORE and mask.any()]
-            asked = 0
-            for candidate, mask in masks:
-                left, top, width, height = extract.box_of(mask)
-                box = (float(candidate.x + left), float(candidate.y + top), float(width), float(height))
+        found = dict(zip(loose, self._candidates_of([refined[n] for n in loose], coarse, size), strict=True))
+        several = self._several([c for some in found.values() for c in some])
+        for n, some in found.items():
+            asked = whole = 0
+            for candidate in some:
+                mask = candidate.confidence > settings.mask_threshold
+                if candidate.whole is not None or candidate.score < REFRAME_SCORE or not mask.any():
+                    continue
+                whole += 1
+                if id(candidate) in several and len(places) + 2 <= settings.max_crops:
+                    pieces = [(c, c.confidence > settings.mask_threshold) for c in some if c.whole is candidate]
+                    pieces = pieces or [(candidate, end) for end in extract.halves(mask)]
+                    boxes = [_box_in_image(c, piece) for c, piece in pieces if piece.any()]
+                    if boxes:
+                        places += [replace(refined[n].proposal, box=b, prompt=b, whole=candidate) for b in boxes]
+                        continue
+                box = _box_in_image(candidate, mask)
                 crop = crop_around(box, settings.crop_scale, settings.crop_size, *size)
                 if (
                     all(index != candidate.index or crop.overlap(view) < settings.reframe for index, view in crops)
                     and len(places) < settings.max_crops
                 ):
                     crops.append((candidate.index, crop))
-                    places.append(replace(refined[n].proposal, box=box))
+                    places.append(replace(refined[n].proposal, box=box, prompt=box if self.config.box_prompt else None))
                     asked += 1
-            if not masks or asked < len(masks):
-                stays.add(n)
-        return sorted(stays), places
+            if not whole or asked < whole:
+                stays[n] = replace(refined[n], found=tuple(some))
+        return {n: stays[n] for n in sorted(stays)}, places
+
+    def _several(self, candidates: list[Candidate]) -> set[int]:
+        """id() of those that may be several copies which touch, where the network can tell them apart."""
+        if not self.config.box_prompt or not self.settings.compare_sizes:
+            return set()
+        whole = [c for c in candidates if c.whole is None]
+        diameters = [self._catalogue[c.index].diameter for c in whole]
+        doubtful = scale.may_be_several(whole, diameters, self.settings.mask_threshold)
+        return {id(c) for c, doubt in zip(whole, doubtful, strict=True) if doubt}
 
     def _refine_look(
         self, rgb: np.ndarray, coarse: CoarseResult, proposals: Sequence[Proposal],
@@ -454,6 +479,10 @@ class Segmenter:
             slots.append(self._slots([coarse.indices[int(c)] for c in chosen]))
         choose = choose or (lambda _, crop: augmented(crop, settings.augmentations))
         views = [choose(n, crop) for n, crop in enumerate(crops)]
+        boxes = None
+        if any(p.prompt is not None for p in proposals):
+            each = [(view, p.prompt) for p, some in zip(proposals, views, strict=True) for view in some]
+            boxes = np.array([(np.nan,) * 4 if box is None else view.shares(box) for view, box in each], np.float32)
         firsts = np.cumsum([0, *(len(some) for some in views)])
 
         def finish(output: Output) -> list[Refined]:
@@ -478,6 +507,7 @@ class Segmenter:
             1,
             SamplerSettings(settings.steps, settings.solver, settings.ensemble),
             finish,
+            boxes=boxes,
         )
 
     def _run(self, looks: Sequence[_Look]) -> list[Any]:
@@ -495,6 +525,11 @@ class Segmenter:
             origins = [look.origin for look in together if look.origin is not None]
             if origins:
                 of_frame["origin"] = np.concatenate(origins)
+            if any(look.boxes is not None for look in together):
+                nowhere = [np.full((len(look.rows), 4), np.nan, np.float32) for look in together]
+                of_frame["boxes"] = np.concatenate(
+                    [none if look.boxes is None else look.boxes for look, none in zip(together, nowhere, strict=True)]
+                )
             output = self.network.run(
                 [image for look in together for image in look.images],
                 [row for look in together for row in look.rows],
@@ -538,7 +573,7 @@ class Segmenter:
             candidate, origin = pairs[n]
             evidence = replace(candidate.evidence, scale=float(value))
             pairs[n] = replace(candidate, evidence=evidence, score=self.scorer(evidence)), origin
-        stays = scale.settle_splits([candidate for candidate, _ in pairs], [origin for _, origin in pairs])
+        stays = scale.settle_splits([candidate for candidate, _ in pairs], [origin for _, origin in pairs], threshold)
         return [pair for pair, stay in zip(pairs, stays, strict=True) if stay]
 
     def _candidates_of(
@@ -548,6 +583,9 @@ class Segmenter:
         found = []
         owned, rivals = _ownership(coarse, self.settings.mask_threshold), _Rivals(coarse)
         for item in refined:
+            if item.found is not None:
+                found.append(list(item.found))
+                continue
             row, query = item.proposal.row, item.proposal.query
             maps = np.stack([coarse.confidence[row, query], rivals.of(row), (owned >= 0) & (owned != row)])
             before, rival, others = np.nan_to_num(align(maps.astype(np.float32), coarse.view, item.view))
@@ -566,7 +604,10 @@ class Segmenter:
                     size,
                     len(coarse.indices),
                     coarse.completeness,
+                    item.proposal.prompt is not None,
                 )
+            if item.proposal.prompt is not None:
+                some = [replace(c, whole=item.proposal.whole, boxed=True) for c in some]
             found.append(some)
         return found
 
@@ -609,13 +650,13 @@ class Segmenter:
     def _parts(
         self, index: int, members: np.ndarray, view: View, similarity: np.ndarray, occluders: np.ndarray,
         rival: np.ndarray, coarse: np.ndarray | None, target: tuple[int, int, int, int] | None, size: tuple[int, int],
-        asked: int, complete: float,
+        asked: int, complete: float, one: bool = False,
     ) -> list[Candidate]:  # fmt: skip
         """Candidates in the map of one query, members [E, H, W].
 
         In a crop (`target` is the proposal's box on the canvas) a part that the crop's border cuts is left to
         the crop that was made for it, unless it is the one this crop was made for. `asked`: count of objects asked for;
-        `complete`: how much of what looks like an object is given to them.
+        `complete`: how much of what looks like an object is given to them; `one`: the map is about one instance.
         """
         pixel_area = view.width / view.canvas[1] * view.height / view.canvas[0]
         threshold = self.settings.mask_threshold
@@ -626,7 +667,7 @@ class Segmenter:
         if target is not None:
             x0, y0, x1, y1 = target
             main = max(range(len(parts)), key=lambda n: int(parts[n][y0:y1, x0:x1].sum()), default=None)
-            parts = [p for n, p in enumerate(parts) if n == main or not _is_cut(p, view, size)]
+            parts = [p for n, p in enumerate(parts) if n == main or not (one or _is_cut(p, view, size))]
         waiting: list[tuple[np.ndarray, Candidate | None]] = [(part, None) for part in parts]
         while waiting:
             part, whole = waiting.pop(0)
@@ -636,10 +677,10 @@ class Segmenter:
             )
             patch, x, y = extract.lift(confidence, part, others, view, *size)
             if patch.size:
-                one = Candidate(index, self.scorer(evidence), evidence, patch, x, y, whole)
-                found.append(one)
-                if self.settings.compare_sizes:
-                    waiting += [(piece, one) for piece in extract.split(part)]
+                candidate = Candidate(index, self.scorer(evidence), evidence, patch, x, y, whole)
+                found.append(candidate)
+                if self.settings.compare_sizes and not one:
+                    waiting += [(piece, candidate) for piece in extract.split(part)]
         return found
 
     def _coarse_view(self, rgb: np.ndarray) -> View:
@@ -695,6 +736,12 @@ def check_image(rgb: np.ndarray) -> np.ndarray:
     if not rgb.size:
         raise SegmentError(f"The image has shape {rgb.shape} and no pixel.")
     return np.ascontiguousarray(rgb)
+
+
+def _box_in_image(candidate: Candidate, mask: np.ndarray) -> tuple[float, float, float, float]:
+    """Box (x, y, width, height) in the image of a mask within a candidate's window."""
+    left, top, width, height = extract.box_of(mask)
+    return float(candidate.x + left), float(candidate.y + top), float(width), float(height)
 
 
 def _average(members: np.ndarray) -> np.ndarray:

@@ -388,10 +388,10 @@ class Stream:
         known = [n for n, owner in enumerate(frame.owners) if owner is not None]
         if frame.coarse is None or len(known) == len(items):
             return None
-        stays, places = segmenter._misframed(items, frame.coarse, frame.rgb.shape[:2], known)
+        stays, places = segmenter._again(items, frame.coarse, frame.rgb.shape[:2], known)
         if not places:
             return None
-        items[:] = [items[n] for n in stays]
+        items[:] = stays.values()
         frame.owners = [frame.owners[n] for n in stays] + [None] * len(places)
 
         def choose(n: int, crop: View) -> list[View]:

@@ -82,6 +82,13 @@ class View:
         y0, y1 = np.clip([math.floor(ys.min()), math.ceil(ys.max())], 0, height)
         return int(x0), int(y0), int(x1), int(y1)
 
+    def shares(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        """Image box (x, y, width, height) as left, top, right, bottom in shares of the canvas' sides, not clipped."""
+        matrix = self.to_canvas()
+        xs = (matrix[0, 0] * np.array([box[0], box[0] + box[2]]) + matrix[0, 2]) / self.canvas[1]
+        ys = (matrix[1, 1] * np.array([box[1], box[1] + box[3]]) + matrix[1, 2]) / self.canvas[0]
+        return float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())
+
     def box_in_image(self, box: tuple[int, int, int, int]) -> tuple[float, float, float, float]:
         """Canvas box (x0, y0, x1, y1) as image box (x, y, width, height)."""
         matrix = self.to_canvas()

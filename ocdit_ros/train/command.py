@@ -157,6 +157,10 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="pixels that masks leave free on each side of where instances of one object touch, so that they are parts",
     )
+    parser.add_argument(
+        "--prompt", type=float, default=0.0, metavar="SHARE",
+        help="share of crops that ask for the instance in a box (with --set box_prompt=true)",
+    )  # fmt: skip
     parser.add_argument("--coarse-objects", type=int, default=8, help="objects in a query of those views")
     parser.add_argument("--validation-scenes", type=int, default=100)
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
@@ -247,6 +251,7 @@ def _sources(
         objects=args.objects or model.config.train_objects,
         zoom=args.zoom,
         size=args.size,
+        prompt=args.prompt,
         queries_per_object=model.config.queries_per_object,
         unasked=args.unasked,
         resembling=args.resembling,

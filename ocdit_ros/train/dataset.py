@@ -240,6 +240,7 @@ class SampleSettings:
     look_alike: float = 0.5  # share of absent objects that are look-alikes of objects in the scene, where there are any
     unasked: float = 0.0  # share of samples whose query leaves out some, or all, of what is in view
     resembling: float = 0.0  # share of the other absent objects whose templates resemble an object in view
+    prompt: float = 0.0  # share of crops in which the object is asked for in the box of the instance that was framed
     gap: int = 0  # pixels that are left free on each side of where instances of one object touch (`keep_apart`)
     zoom: float = 0.5  # share of samples that are crops (as the refine stage sees them)
     crop_scale: tuple[float, float] = (1.1, 3.5)  # side of a crop relative to the longer side of the instance's box
@@ -265,13 +266,19 @@ class SampleSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """B samples: images [B, 3, H, W] in 0..1, masks [B, N_Q, H, W] uint8, diameters [B, N_O], keys [B][N_O]."""
+    """B samples: images [B, 3, H, W] in 0..1, masks [B, N_Q, H, W] uint8, diameters [B, N_O], keys [B][N_O].
+
+    `boxes` [B, N_O, 4], NaN for none, where objects are asked for in boxes (`BoxPrompt`); then `unions` [B, N_O, H, W]
+    are the masks that they would have without.
+    """
 
     images: Tensor
     masks: Tensor
     diameters: Tensor
     keys: list[list[str]]
     templates: TemplateFeatures
+    boxes: Tensor | None = None
+    unions: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """Move to a device."""
@@ -281,6 +288,8 @@ class Batch:
             self.diameters.to(device),
             self.keys,
             self.templates.to(device),
+            None if self.boxes is None else self.boxes.to(device),
+            None if self.unions is None else self.unions.to(device),
         )
 
 
@@ -310,6 +319,37 @@ def keep_apart(label: NDArray[np.uint8], numbers: Sequence[int], gap: int) -> ND
     return result
 
 
+def rough_box(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Left, top, right, bottom of a mask [H, W], as shares of the sides, each off by some of the mask's extent.
+
+    As the box of a mask of the network is: mostly close, now and then far too large or small.
+    """
+    ys, xs = np.nonzero(mask)
+    height, width = mask.shape
+    box = np.array([xs.min() / width, ys.min() / height, (xs.max() + 1) / width, (ys.max() + 1) / height])
+    sides = np.tile(box[2:] - box[:2], 2)
+    box = box + sides * rng.normal(0, 0.2 if rng.random() < 0.2 else 0.06, 4)
+    return np.concatenate([np.minimum(box[:2], box[2:]), np.maximum(box[:2], box[2:])]).astype(np.float32)
+
+
+def instance_in(label: NDArray[np.uint8], numbers: Sequence[int], box: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Mask [H, W] of that of the instances `numbers` whose box overlaps `box`, in shares of the sides, most: IoU of at
+    least 0.4, else the mask is empty.
+    """
+    height, width = label.shape
+    best, found = 0.4, np.zeros(label.shape, bool)
+    for number in numbers:
+        mask = label == number
+        ys, xs = np.nonzero(mask)
+        own = xs.min() / width, ys.min() / height, (xs.max() + 1) / width, (ys.max() + 1) / height
+        wide, tall = (max(min(own[k + 2], box[k + 2]) - max(own[k], box[k]), 0.0) for k in (0, 1))
+        areas = sum(float((b[2] - b[0]) * (b[3] - b[1])) for b in (own, box))
+        iou = wide * tall / max(areas - wide * tall, 1e-9)
+        if iou >= best:
+            best, found = iou, mask
+    return found
+
+
 class SampleSource:
     """Samples and batches by index."""
 
@@ -335,10 +375,16 @@ class SampleSource:
 
     def sample(self, index: int) -> tuple[Tensor, Tensor, list[str]]:
         """Image [3, S, S] in 0..1, masks [N_Q, S, S] uint8 and the keys of the N_O objects."""
+        return self._draw(index)[:3]
+
+    def _draw(self, index: int) -> tuple[Tensor, Tensor, list[str], Tensor, Tensor]:
+        """`sample`, boxes [N_O, 4] and unions [N_O, S, S] as in `Batch`."""
         settings = self.settings
         rng = np.random.default_rng((self.seed, 1, index))
         rgb, label, instances = self.scenes[self.scene_of(index)]
-        rgb, label, centre = self._crop(rgb, label, rng)
+        named = [instance["object"] for instance in instances]
+        copies = [n for n, name in enumerate(named, 1) if named.count(name) > 1] if settings.prompt else []
+        rgb, label, centre, framed = self._crop(rgb, label, rng, copies)
         counts = np.bincount(label.ravel(), minlength=len(instances) + 1)
         visible: dict[str, list[int]] = {}
         for number, instance in enumerate(instances, 1):
@@ -355,18 +401,28 @@ class SampleSource:
             places = rng.permutation(settings.queries_per_object)
             for number, place in zip(rng.permutation(numbers), places):
                 masks[j, place] = label == number
+        boxes, unions = np.full((len(keys), 4), np.nan, np.float32), masks.max(1)
+        if settings.prompt and framed and counts[framed] >= settings.min_pixels and rng.random() < settings.prompt:
+            # now and then a box is about another object, or nothing, as proposals of the coarse pass are
+            own = keys.index(named[framed - 1]) if named[framed - 1] in keys and rng.random() < 0.8 else None
+            chosen = int(rng.integers(len(keys))) if own is None else own
+            boxes[chosen] = rough_box(label == framed, rng)
+            masks[chosen] = instance_in(label, visible.get(keys[chosen], []), boxes[chosen])
         image = torch.from_numpy(rgb.copy()).movedim(-1, 0).float() / 255
         if settings.jitter:
             image = self._jitter(image, rng)
-        return image, torch.from_numpy(masks).flatten(0, 1), keys
+        masks_of_queries = torch.from_numpy(masks).flatten(0, 1)
+        return image, masks_of_queries, keys, torch.from_numpy(boxes), torch.from_numpy(unions)
 
     def _crop(
         self,
         rgb: NDArray[np.uint8],
         label: NDArray[np.uint8],
         rng: np.random.Generator,
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[float, float]]:
-        """Square view of `size` pixels around a random foreground point; the point's place in it.
+        copies: Sequence[int] = (),
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[float, float], int]:
+        """Square view of `size` pixels around a random foreground point; the point's place in it, and the instance that
+        an enlarged crop is about, 0 for others.
 
         An enlarged crop is framed as the refine pass frames a proposal: a multiple of the instance's box, off its
         middle by as much as a coarse mask may be.
@@ -380,9 +436,13 @@ class SampleSource:
             side = min(side, round(size / settings.growth ** rng.random()))
         zoom = rng.random() < settings.zoom
         # a random instance first, then a random point of it: small objects are centres as often as large ones
-        numbers = np.unique(label[label > 0])
+        numbers, framed = np.unique(label[label > 0]), 0
         if len(numbers):
-            ys, xs = np.nonzero(label == rng.choice(numbers))
+            twins = np.intersect1d(numbers, np.array(copies, int))
+            if zoom and len(twins) and rng.random() < 0.5:
+                numbers = twins  # what boxes are for
+            framed = int(rng.choice(numbers))
+            ys, xs = np.nonzero(label == framed)
             pick = rng.integers(len(ys))
             y, x = int(ys[pick]), int(xs[pick])
         else:
@@ -400,7 +460,7 @@ class SampleSource:
             resample = Image.Resampling.BILINEAR if side < size else Image.Resampling.BOX
             rgb = np.asarray(Image.fromarray(rgb).resize((size, size), resample))
             label = self._resize_label(label, size)
-        return rgb, label, ((y - top) * size / side, (x - left) * size / side)
+        return rgb, label, ((y - top) * size / side, (x - left) * size / side), framed if zoom else 0
 
     @staticmethod
     def _resize_label(label: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -502,12 +562,15 @@ class SampleSource:
 
     def batch(self, indices: list[int]) -> Batch:
         """Collate samples of the given indices."""
-        images, masks, keys = zip(*(self.sample(i) for i in indices))
+        images, masks, keys, boxes, unions = zip(*(self._draw(i) for i in indices))
         templates = TemplateFeatures.stack(
             [TemplateFeatures.stack([self.objects.features(k) for k in row]) for row in keys]
         )
         diameters = torch.tensor([[self.objects.diameter(k) for k in row] for row in keys])
-        return Batch(torch.stack(images), torch.stack(masks), diameters, list(keys), templates)
+        batch = Batch(torch.stack(images), torch.stack(masks), diameters, list(keys), templates)
+        if not self.settings.prompt:
+            return batch
+        return dataclasses.replace(batch, boxes=torch.stack(boxes), unions=torch.stack(unions))
 
 
 class MixedSource:

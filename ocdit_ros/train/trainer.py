@@ -81,7 +81,7 @@ class TrainingLoss(nn.Module):
         # on CPUs the gradient of a depthwise convolution can be many times slower in bfloat16
         with torch.autocast("cpu", enabled=False):
             features = model.image_features(batch.images)
-        context = model.query_context(features, conditioning)
+        context = model.query_context(features, conditioning, boxes=batch.boxes)
         denoised = model.denoise_in_context(clean + sigma.view(-1, 1, 1, 1, 1) * noise, sigma, context)
         tokens = 1 + self.gap_weight * gap_tokens(batch.masks) if self.gap_weight else None
         loss = denoising_loss(
@@ -89,7 +89,8 @@ class TrainingLoss(nn.Module):
         )
         if self.matching is not None:
             best = cast(Tensor, context.best_cosines)
-            loss = loss + self.weight * self.matching(best, unite(batch.masks, conditioning.objects))
+            shown = batch.masks if batch.unions is None else batch.unions
+            loss = loss + self.weight * self.matching(best, unite(shown, conditioning.objects))
         return loss
 
 
@@ -113,15 +114,19 @@ def mean_of(model: OCDiT, others: Sequence[OCDiT]) -> OCDiT:
     """`model` with the mean of all their weights; its configuration and provenance stay.
 
     Of models that were trained from one another such a mean is often better than each (Wortsman et al. 2022, "Model
-    soups"). Raises ValueError for networks of another shape.
+    soups"). Where others were trained without the box prompt of `model`, it stays as it is. Raises ValueError for
+    networks of another shape.
     """
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
-    for other in others:
-        if {name: value.shape for name, value in other.state_dict().items()} != shapes:
-            raise ValueError("a mean of weights needs networks of one shape; these checkpoints differ in it")
+    own = model.state_dict()
     mean = AveragedModel(model, use_buffers=True)
-    for one in (model, *others):
-        mean.update_parameters(one)
+    mean.update_parameters(model)
+    for other in others:
+        state = {name: value for name, value in own.items() if name.startswith("box_prompt.")} | other.state_dict()
+        if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
+            raise ValueError("a mean of weights needs networks of one shape; these checkpoints differ in it")
+        filled = copy.deepcopy(model)
+        filled.load_state_dict(state)
+        mean.update_parameters(filled)
     return cast(OCDiT, mean.module)
 
 

@@ -71,7 +71,8 @@ def validate(model: OCDiT, batches: list[Batch], settings: SamplerSettings, seed
     for batch in batches:
         batch = batch.to(model.device)
         conditioning = model.condition(batch.templates, batch.diameters)
-        latents = sample(model, model.image_features(batch.images), conditioning, settings, generator)
+        features = model.image_features(batch.images)
+        latents = sample(model, features, conditioning, settings, generator, boxes=batch.boxes)
         mean, score = score_queries(model.confidence(latents).transpose(1, 2))
         truth = batch.masks > 0
         predicted = mean > 0.5
@@ -113,7 +114,9 @@ def noise_curve(
     for batch in batches:
         batch = batch.to(device)
         context = model.query_context(
-            model.image_features(batch.images), model.condition(batch.templates, batch.diameters)
+            model.image_features(batch.images),
+            model.condition(batch.templates, batch.diameters),
+            boxes=batch.boxes,
         )
         clean = encode_masks(model, batch.masks)
         truth = batch.masks > 0
