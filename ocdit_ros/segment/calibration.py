@@ -54,9 +54,10 @@ class Calibration:
             return 1.0 / (1.0 + np.exp(-(slope * self.logit(scores) + offset)))
         if self.kind == "isotonic":
             # Anchored at 0 and 1 so that scores beyond the outer knots keep their order.
-            x = np.array([0.0, *self.parameters[::2], 1.0])
+            # Rounded, for between knots that differ by next to nothing the slope of a line has no number.
+            x = np.round(np.array([0.0, *self.parameters[::2], 1.0]), 12)
             y = np.array([0.0, *self.parameters[1::2], 1.0])
-            return np.clip(np.interp(scores, x, y), 0.0, 1.0)
+            return np.clip(np.interp(np.round(scores, 12), x, y), 0.0, 1.0)
         return scores
 
     def to_json(self) -> str:
