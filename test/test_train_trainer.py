@@ -232,6 +232,16 @@ def test_objects_are_asked_for_in_the_box_of_one_instance(data):
     batch = asked.batch([0, 1]).to("cpu")
     assert batch.boxes.shape == (2, 3, 4) and batch.unions.shape == batch.masks.shape
     assert plain.batch([0, 1]).boxes is None
+    assert torch.equal(batch.everything, batch.unions)
+    assert torch.equal(plain.batch([0]).everything, plain.batch([0]).masks)
+
+
+def test_boxes_are_refused_without_a_network_that_takes_them(data, tmp_path, monkeypatch):
+    save_checkpoint(tiny(), tmp_path / "start.safetensors", {})
+    words = ["--init", str(tmp_path / "start.safetensors"), "--data", str(data), "--run", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["ocdit", "train", "denoiser", *words, "--time-budget", "1", "--prompt", "0.5"])
+    with pytest.raises(SystemExit, match="add --set box_prompt=true"):
+        command.main()
 
 
 def test_descriptors_learn_from_all_copies_while_a_box_asks_for_one(data):

@@ -87,13 +87,13 @@ def _ratios(
         for t in set(things.tolist())
     }
     total = np.sum(list(likelihoods.values()), axis=0)
+    shifted = [_density(x[:, None] - shift - shared) if shift else right for shift in shifts]
     result = np.empty((len(shifts), len(candidates)))
     for n, thing in enumerate(things.tolist()):
         others = total - likelihoods[thing]
         posterior = np.exp(others - others.max())
-        for s, shift in enumerate(shifts):
-            likely = posterior @ _density(x[n] - shift - shared) / posterior.sum()
-            result[s, n] = max(float(likely) / anything, 1e-30)
+        for s, likely in enumerate(shifted):
+            result[s, n] = max(float(posterior @ likely[n] / posterior.sum()) / anything, 1e-30)
     return result
 
 

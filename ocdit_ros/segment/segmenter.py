@@ -427,11 +427,11 @@ class Segmenter:
                 if candidate.whole is not None or candidate.score < REFRAME_SCORE or not mask.any():
                     continue
                 whole += 1
-                if id(candidate) in several and len(places) + 2 <= settings.max_crops:
+                if id(candidate) in several:
                     pieces = [(c, c.confidence > settings.mask_threshold) for c in some if c.whole is candidate]
                     pieces = pieces or [(candidate, end) for end in extract.halves(mask)]
                     boxes = [_box_in_image(c, piece) for c, piece in pieces if piece.any()]
-                    if boxes:
+                    if boxes and len(places) + len(boxes) <= settings.max_crops:
                         places += [replace(refined[n].proposal, box=b, prompt=b, whole=candidate) for b in boxes]
                         continue
                 box = _box_in_image(candidate, mask)

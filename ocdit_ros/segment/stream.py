@@ -389,10 +389,10 @@ class Stream:
         if frame.coarse is None or len(known) == len(items):
             return None
         stays, places = segmenter._again(items, frame.coarse, frame.rgb.shape[:2], known)
-        if not places:
-            return None
         items[:] = stays.values()
         frame.owners = [frame.owners[n] for n in stays] + [None] * len(places)
+        if not places:
+            return None
 
         def choose(n: int, crop: View) -> list[View]:
             frame.views.append(self._views(None, crop))

@@ -246,6 +246,10 @@ def _sources(
     from ocdit_ros.train.bop import open_scenes
     from ocdit_ros.train.dataset import MixedSource, ObjectStore, SampleSettings, SampleSource, SceneShards
 
+    if args.prompt and (not model.config.box_prompt or model.config.queries_per_object > 1):
+        raise SystemExit(
+            "--prompt needs a network that takes boxes and has one query an object; add --set box_prompt=true"
+        )
     data = Path(args.data)
     sampling = SampleSettings(
         objects=args.objects or model.config.train_objects,

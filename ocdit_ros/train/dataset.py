@@ -280,6 +280,11 @@ class Batch:
     boxes: Tensor | None = None
     unions: Tensor | None = None
 
+    @property
+    def everything(self) -> Tensor:
+        """Masks [B, N_Q, H, W] of all instances in view, whatever the boxes ask for."""
+        return self.masks if self.unions is None else self.unions
+
     def to(self, device: torch.device | str) -> Batch:
         """Move to a device."""
         return Batch(

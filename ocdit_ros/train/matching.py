@@ -98,7 +98,7 @@ def measure_matching(model: OCDiT, loss: MatchingLoss, batches: list[Batch]) -> 
     for batch in batches:
         batch = batch.to(model.device)
         best = _best_of_batch(model, batch)
-        masks = unite(batch.masks, best.shape[1])
+        masks = unite(batch.everything, best.shape[1])
         target = patch_targets(masks, masks.shape[-1] // best.shape[-1])
         shown = (target >= 0) & (target < best.shape[1])
         right.append((best.argmax(1) == target)[shown].float().mean())
@@ -181,7 +181,7 @@ def train_matching(
         count = max(round(batch_size * here.settings.batch_share), 1)
         batch = here.batch(list(range(step * batch_size, step * batch_size + count))).to(model.device)
         best = _best_of_batch(model, batch)
-        value = loss(best, unite(batch.masks, best.shape[1]))
+        value = loss(best, unite(batch.everything, best.shape[1]))
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(members, 1.0)

@@ -89,8 +89,7 @@ class TrainingLoss(nn.Module):
         )
         if self.matching is not None:
             best = cast(Tensor, context.best_cosines)
-            shown = batch.masks if batch.unions is None else batch.unions
-            loss = loss + self.weight * self.matching(best, unite(shown, conditioning.objects))
+            loss = loss + self.weight * self.matching(best, unite(batch.everything, conditioning.objects))
         return loss
 
 
