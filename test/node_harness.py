@@ -186,11 +186,33 @@ class NodeUnderTest:
     # Services
 
     def client(self, kind: Any, service: str) -> Any:
-        if service not in self._clients:
+        new = service not in self._clients
+        if new:
             self._clients[service] = self.robot.node.create_client(kind, f"{self.name}/{service}")
         client = self._clients[service]
         wait_until(client.service_is_ready, 180, f"service {service} of {self.name}")
+        if new:
+            self._await_discovery()
         return client
+
+    def _await_discovery(self) -> None:
+        """Until the node has heard of all clients that there are by now.
+
+        A client knows its server before the server knows where to send an answer, and an answer to nowhere is lost,
+        with a request that may not be repeated. The node hears of clients in the order in which they are made: once it
+        answers one that was made after the others, it knows those, too.
+        """
+        probe = self.robot.node.create_client(GetState, f"{self.name}/get_state")
+        try:
+            wait_until(probe.service_is_ready, 180, f"service get_state of {self.name}")
+            for _ in range(30):
+                done = threading.Event()
+                probe.call_async(GetState.Request()).add_done_callback(lambda _, done=done: done.set())
+                if done.wait(3):
+                    return
+            raise AssertionError(f"get_state of {self.name} never answers; it said:\n{self.program.text}")
+        finally:
+            self.robot.node.destroy_client(probe)
 
     def call_async(self, kind: Any, service: str, request: Any) -> Any:
         return self.client(kind, service).call_async(request)
