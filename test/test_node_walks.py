@@ -41,8 +41,8 @@ def sequences(state="unconfigured", length=LENGTH):
 @pytest.fixture
 def node(robot, tmp_path):
     trimesh.creation.box((100, 100, 100)).export(tmp_path / "obj_000001.ply")
-    # Every thread that allocates may get an arena of the heap, which stays when what was in it is gone: one for all, and
-    # what grows is lost.
+    # Every thread that allocates may get an arena of the heap, which stays when what was in it is gone: with one for
+    # all, what grows is lost.
     one = NodeUnderTest(robot, tmp_path, {"models_dir": str(tmp_path)}, MALLOC_ARENA_MAX="1")
     yield one
     one.end()
