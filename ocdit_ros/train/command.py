@@ -161,6 +161,10 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--prompt", type=float, default=0.0, metavar="SHARE",
         help="share of crops that ask for the instance in a box (with --set box_prompt=true)",
     )  # fmt: skip
+    parser.add_argument(
+        "--ends", type=float, default=0.0, metavar="SHARE",
+        help="share of those boxes that hold one end of what may be one instance or several that touch",
+    )  # fmt: skip
     parser.add_argument("--coarse-objects", type=int, default=8, help="objects in a query of those views")
     parser.add_argument("--validation-scenes", type=int, default=100)
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
@@ -256,6 +260,7 @@ def _sources(
         zoom=args.zoom,
         size=args.size,
         prompt=args.prompt,
+        ends=args.ends,
         queries_per_object=model.config.queries_per_object,
         unasked=args.unasked,
         resembling=args.resembling,

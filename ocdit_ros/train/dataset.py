@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ocdit_ros.model import SAME_LOOK, OCDiT, TemplateFeatures
+from ocdit_ros.segment.extract import halves
 
 RESEMBLING = 24  # objects that count as resembling one, but no more than an eighth of all
 
@@ -241,6 +242,7 @@ class SampleSettings:
     unasked: float = 0.0  # share of samples whose query leaves out some, or all, of what is in view
     resembling: float = 0.0  # share of the other absent objects whose templates resemble an object in view
     prompt: float = 0.0  # share of crops in which the object is asked for in the box of the instance that was framed
+    ends: float = 0.0  # share of those boxes that hold one end of what may be one instance or several that touch
     gap: int = 0  # pixels that are left free on each side of where instances of one object touch (`keep_apart`)
     zoom: float = 0.5  # share of samples that are crops (as the refine stage sees them)
     crop_scale: tuple[float, float] = (1.1, 3.5)  # side of a crop relative to the longer side of the instance's box
@@ -355,6 +357,24 @@ def instance_in(label: NDArray[np.uint8], numbers: Sequence[int], box: NDArray[n
     return found
 
 
+def end_of(
+    label: NDArray[np.uint8], numbers: Sequence[int], framed: int, rng: np.random.Generator
+) -> tuple[NDArray[np.bool_], int] | None:
+    """One end, mask [H, W], of the part of the union of the instances `numbers` that shows `framed`, and the instance
+    that most of its pixels are of; None where the part has no ends.
+
+    So the Segmenter asks for what may be one instance or two: in the box of either end. It is one if both answers are
+    the whole, which the network has to see in the picture, not in the box.
+    """
+    _, parts = cv2.connectedComponents(np.isin(label, numbers).astype(np.uint8))
+    shown = np.bincount(parts[label == framed])
+    ends = halves(parts == int(shown.argmax()))
+    if not ends:
+        return None
+    end = ends[int(rng.integers(2))]
+    return end, int(np.bincount(label[end]).argmax())
+
+
 class SampleSource:
     """Samples and batches by index."""
 
@@ -411,8 +431,14 @@ class SampleSource:
             # now and then a box is about another object, or nothing, as proposals of the coarse pass are
             own = keys.index(named[framed - 1]) if named[framed - 1] in keys and rng.random() < 0.8 else None
             chosen = int(rng.integers(len(keys))) if own is None else own
-            boxes[chosen] = rough_box(label == framed, rng)
-            masks[chosen] = instance_in(label, visible.get(keys[chosen], []), boxes[chosen])
+            end = None
+            if settings.ends and own is not None and rng.random() < settings.ends:
+                end = end_of(label, visible[keys[own]], framed, rng)
+            if end is not None:
+                boxes[chosen], masks[chosen] = rough_box(end[0], rng), label == end[1]
+            else:
+                boxes[chosen] = rough_box(label == framed, rng)
+                masks[chosen] = instance_in(label, visible.get(keys[chosen], []), boxes[chosen])
         image = torch.from_numpy(rgb.copy()).movedim(-1, 0).float() / 255
         if settings.jitter:
             image = self._jitter(image, rng)
