@@ -26,7 +26,7 @@ from ocdit_ros.train.dataset import (
     SampleSettings,
     SampleSource,
     SceneShards,
-    end_of,
+    hint_of,
     instance_in,
     keep_apart,
     rough_box,
@@ -237,21 +237,23 @@ def test_objects_are_asked_for_in_the_box_of_one_instance(data):
     assert torch.equal(plain.batch([0]).everything, plain.batch([0]).masks)
 
 
-def test_a_box_at_one_end_asks_for_the_whole_instance_that_lies_there(data):
+def test_a_hint_means_the_whole_instance_that_lies_there(data):
     label = np.zeros((40, 80), np.uint8)
     label[10:30, 4:40], label[10:30, 40:70], label[2:6, 2:6] = 1, 2, 3
     for numbers, answers in (([1, 2, 3], {1, 2}), ([1, 3], {1})):
         seen = set()
-        for seed in range(20):
-            end, number = end_of(label, numbers, 1, np.random.default_rng(seed))
-            seen.add((number, int(np.nonzero(end)[1].mean())))
-            assert end.sum() < np.isin(label, numbers).sum() * 0.6 and not end[label == 3].any()
-        assert {number for number, _ in seen} == answers and len(seen) == 2
-    assert end_of(label[:3, :3], [3], 3, np.random.default_rng(0)) is None, "one pixel has no ends"
-    at_ends = source(data, tiny(), zoom=1.0, prompt=1.0, ends=1.0)
+        for seed in range(60):
+            box, number = hint_of(label, numbers, 1, np.random.default_rng(seed))
+            x, y = (box[:2] + box[2:]) / 2 * (80, 40)
+            assert number in answers and label[int(y), int(x)] == number
+            seen.add((number, box[2] - box[0] > 0.45))
+        assert {number for number, _ in seen} == answers
+    box, number = hint_of(label[:3, :3], [3], 3, np.random.default_rng(0))
+    assert number == 3 and (box[:2] < box[2:]).all(), "a part of one pixel has no ends"
+    hinted = source(data, tiny(), zoom=1.0, prompt=1.0, hints=1.0)
     smaller = 0
     for index in range(40):
-        _, masks, _, boxes, _ = at_ends._draw(index)
+        _, masks, _, boxes, _ = hinted._draw(index)
         for mask, box in zip(masks, boxes):
             if mask.any() and not box.isnan().any():
                 columns, rows = mask.any(0).nonzero()[:, 0], mask.any(1).nonzero()[:, 0]

@@ -162,8 +162,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         help="share of crops that ask for the instance in a box (with --set box_prompt=true)",
     )  # fmt: skip
     parser.add_argument(
-        "--ends", type=float, default=0.0, metavar="SHARE",
-        help="share of those boxes that hold one end of what may be one instance or several that touch",
+        "--hints", type=float, default=0.0, metavar="SHARE",
+        help="share of those boxes that are no instance's, but lie at one end of it, or about a point of it",
     )  # fmt: skip
     parser.add_argument("--coarse-objects", type=int, default=8, help="objects in a query of those views")
     parser.add_argument("--validation-scenes", type=int, default=100)
@@ -260,7 +260,7 @@ def _sources(
         zoom=args.zoom,
         size=args.size,
         prompt=args.prompt,
-        ends=args.ends,
+        hints=args.hints,
         queries_per_object=model.config.queries_per_object,
         unasked=args.unasked,
         resembling=args.resembling,

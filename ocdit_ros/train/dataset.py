@@ -242,7 +242,7 @@ class SampleSettings:
     unasked: float = 0.0  # share of samples whose query leaves out some, or all, of what is in view
     resembling: float = 0.0  # share of the other absent objects whose templates resemble an object in view
     prompt: float = 0.0  # share of crops in which the object is asked for in the box of the instance that was framed
-    ends: float = 0.0  # share of those boxes that hold one end of what may be one instance or several that touch
+    hints: float = 0.0  # share of those boxes that are no instance's, but mean one (`hint_of`)
     gap: int = 0  # pixels that are left free on each side of where instances of one object touch (`keep_apart`)
     zoom: float = 0.5  # share of samples that are crops (as the refine stage sees them)
     crop_scale: tuple[float, float] = (1.1, 3.5)  # side of a crop relative to the longer side of the instance's box
@@ -357,22 +357,29 @@ def instance_in(label: NDArray[np.uint8], numbers: Sequence[int], box: NDArray[n
     return found
 
 
-def end_of(
+def hint_of(
     label: NDArray[np.uint8], numbers: Sequence[int], framed: int, rng: np.random.Generator
-) -> tuple[NDArray[np.bool_], int] | None:
-    """One end, mask [H, W], of the part of the union of the instances `numbers` that shows `framed`, and the instance
-    that most of its pixels are of; None where the part has no ends.
+) -> tuple[NDArray[np.float32], int]:
+    """A box that is no instance's, in shares of the sides, and which of the instances `numbers` it means.
 
-    So the Segmenter asks for what may be one instance or two: in the box of either end. It is one if both answers are
-    the whole, which the network has to see in the picture, not in the box.
+    The Segmenter asks so for what may be one instance or several that touch: whether the answers to different hints
+    are one thing, the network has to see in the picture, not in the box. Half of the hints are one end of the connected
+    part of the union that shows `framed`, and mean the instance that most of that end is of; the others are squares of
+    0.25 to 0.9 times the longer side of `framed` about one of its pixels, and mean it.
     """
-    _, parts = cv2.connectedComponents(np.isin(label, numbers).astype(np.uint8))
-    shown = np.bincount(parts[label == framed])
-    ends = halves(parts == int(shown.argmax()))
-    if not ends:
-        return None
-    end = ends[int(rng.integers(2))]
-    return end, int(np.bincount(label[end]).argmax())
+    height, width = label.shape
+    if rng.random() < 0.5:
+        _, parts = cv2.connectedComponents(np.isin(label, numbers).astype(np.uint8))
+        ends = halves(parts == int(np.bincount(parts[label == framed]).argmax()))
+        if ends:
+            end = ends[int(rng.integers(2))]
+            return rough_box(end, rng), int(np.bincount(label[end]).argmax())
+    ys, xs = np.nonzero(label == framed)
+    side = rng.uniform(0.25, 0.9) * max(np.ptp(xs) + 1, np.ptp(ys) + 1)
+    k = int(rng.integers(len(xs)))
+    middle = np.array([xs[k] + 0.5, ys[k] + 0.5])
+    box = np.concatenate([middle - side / 2, middle + side / 2]) / (width, height, width, height)
+    return box.astype(np.float32), framed
 
 
 class SampleSource:
@@ -431,11 +438,9 @@ class SampleSource:
             # now and then a box is about another object, or nothing, as proposals of the coarse pass are
             own = keys.index(named[framed - 1]) if named[framed - 1] in keys and rng.random() < 0.8 else None
             chosen = int(rng.integers(len(keys))) if own is None else own
-            end = None
-            if settings.ends and own is not None and rng.random() < settings.ends:
-                end = end_of(label, visible[keys[own]], framed, rng)
-            if end is not None:
-                boxes[chosen], masks[chosen] = rough_box(end[0], rng), label == end[1]
+            if settings.hints and own is not None and rng.random() < settings.hints:
+                boxes[chosen], number = hint_of(label, visible[keys[own]], framed, rng)
+                masks[chosen] = label == number
             else:
                 boxes[chosen] = rough_box(label == framed, rng)
                 masks[chosen] = instance_in(label, visible.get(keys[chosen], []), boxes[chosen])
