@@ -143,8 +143,8 @@ def test_a_camera_at_30_hz_before_a_slow_model_gets_the_newest_frame_each_time(n
     count = {key: int(after[key]) - int(before[key]) for key in after if key.startswith("frames ")}
     assert count["frames processed"] == len(results)
     assert count["frames dropped (newer one arrived)"] == count["frames received"] - len(results)
-    # One that took frames up only between two pieces of work would have a ninth of them. A busy machine replaces some in
-    # the queue of one before anybody reads them, which is what that queue is for.
+    # One that took frames up only between two pieces of work would have a ninth of them. A busy machine replaces some
+    # in the queue of one before anybody reads them, which is what that queue is for.
     assert count["frames received"] > len(sent) / 2
     assert max(memory[2:]) - memory[1] < 16, f"memory in MiB, each second: {memory}"
     assert work * 0.9 < float(after["latency segment median [ms]"]) / 1e3
