@@ -98,8 +98,8 @@ def test_services_and_parameters_answer_while_configure_takes_half_a_minute(star
     assert refused.message == "the node is configuring; activate it first"
 
 
-def test_a_camera_at_30_hz_before_a_slow_model_gets_the_newest_frame_each_time(node):
-    """A frame that is taken up is the newest that the node has: none is older than the work in hand and a period."""
+def camera_before_a_slow_model(node):
+    """The share of a camera's frames that were read in six seconds at 30 Hz; asserts what is true on any machine."""
     sent, arrived, stop = [], [], threading.Event()
     camera, period, work = node.matched(), 1 / 30, 0.3
     memory = []
@@ -143,11 +143,20 @@ def test_a_camera_at_30_hz_before_a_slow_model_gets_the_newest_frame_each_time(n
     count = {key: int(after[key]) - int(before[key]) for key in after if key.startswith("frames ")}
     assert count["frames processed"] == len(results)
     assert count["frames dropped (newer one arrived)"] == count["frames received"] - len(results)
-    # One that took frames up only between two pieces of work would have a ninth of them. A busy machine replaces some
-    # in the queue of one before anybody reads them, which is what that queue is for.
+    # one that took frames up only between two pieces of work would have a ninth of them
     assert count["frames received"] > len(sent) / 2
     assert max(memory[2:]) - memory[1] < 16, f"memory in MiB, each second: {memory}"
     assert work * 0.9 < float(after["latency segment median [ms]"]) / 1e3
+    return count["frames received"] / len(sent)
+
+
+def test_a_camera_at_30_hz_before_a_slow_model_gets_the_newest_frame_each_time(node):
+    """A frame that is taken up is the newest that the node has: none is older than the work in hand and a period."""
+    # Best effort may lose one. A machine that stalls meanwhile loses more, in its queue of one, and is looked at again.
+    shares = []
+    while not shares or (shares[-1] < 0.9 and len(shares) < 3):
+        shares.append(camera_before_a_slow_model(node))
+    assert shares[-1] >= 0.9, f"shares of the frames sent that were read: {shares}"
 
 
 def test_a_4k_camera_is_heard_when_its_shared_memory_holds_a_frame(node, tmp_path):

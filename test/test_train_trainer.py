@@ -268,6 +268,9 @@ def test_boxes_are_refused_without_a_network_that_takes_them(data, tmp_path, mon
     monkeypatch.setattr(sys, "argv", ["ocdit", "train", "denoiser", *words, "--time-budget", "1", "--prompt", "0.5"])
     with pytest.raises(SystemExit, match="add --set box_prompt=true"):
         command.main()
+    monkeypatch.setattr(sys, "argv", ["ocdit", "train", "denoiser", *words, "--time-budget", "1", "--hints", "0.5"])
+    with pytest.raises(SystemExit, match="give --prompt, too"):
+        command.main()
 
 
 def test_descriptors_learn_from_all_copies_while_a_box_asks_for_one(data):

@@ -254,6 +254,8 @@ def _sources(
         raise SystemExit(
             "--prompt needs a network that takes boxes and has one query an object; add --set box_prompt=true"
         )
+    if args.hints and not args.prompt:
+        raise SystemExit("--hints is a share of the boxes that --prompt asks for; give --prompt, too")
     data = Path(args.data)
     sampling = SampleSettings(
         objects=args.objects or model.config.train_objects,

@@ -362,10 +362,10 @@ def hint_of(
 ) -> tuple[NDArray[np.float32], int]:
     """A box that is no instance's, in shares of the sides, and which of the instances `numbers` it means.
 
-    The Segmenter asks so for what may be one instance or several that touch: whether the answers to different hints
-    are one thing, the network has to see in the picture, not in the box. Half of the hints are one end of the connected
-    part of the union that shows `framed`, and mean the instance that most of that end is of; the others are squares of
-    0.25 to 0.9 times the longer side of `framed` about one of its pixels, and mean it.
+    What may be one instance or several that touch is asked for in the box of either end: whether the answers are one
+    thing, the network has to see in the picture, not in the box. Half of the hints are one end of the connected part of
+    the union that shows `framed`, and mean the instance that most of that end is of; the others are squares of 0.25 to
+    0.9 times the longer side of `framed` about one of its pixels, and mean it.
     """
     height, width = label.shape
     if rng.random() < 0.5:
