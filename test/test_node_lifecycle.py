@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import trimesh
+from diagnostic_msgs.msg import DiagnosticArray
 from node_fakes import instance
 from node_harness import (
     FAKE_NODE,
@@ -772,3 +773,21 @@ def test_a_parameter_file_that_is_not_there_is_named():
     assert "segment_node: " in done.stderr
     assert "/nowhere.yaml" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_robot_of_these_tests_goes_on_when_something_is_destroyed_as_it_begins_to_wait_for_it(robot):
+    received = []
+    subscription = robot.node.create_subscription(DiagnosticArray, "/destroyed", received.append, 1)
+    event = subscription.event_handlers[0]
+    wait_for = event.add_to_wait_set
+
+    def destroy_before(wait_set):
+        robot.node.destroy_subscription(subscription)
+        wait_for(wait_set)
+
+    event.add_to_wait_set = destroy_before
+    publisher = robot.node.create_publisher(DiagnosticArray, "/kept", 1)
+    kept = robot.node.create_subscription(DiagnosticArray, "/kept", received.append, 1)
+    wait_until(lambda: publisher.publish(DiagnosticArray()) or received, 20, "a message after that")
+    robot.node.destroy_subscription(kept)
+    robot.node.destroy_publisher(publisher)
