@@ -22,16 +22,17 @@ consumers that wait for the mask less long. Nothing is made that nobody listens 
 from __future__ import annotations
 
 import array
-import contextlib
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import rclpy
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 
 from ocdit_ros.node.images import ImageError, to_rgb
@@ -165,17 +166,15 @@ class ObjectPoints(Node):
 
 def main() -> None:
     """Run until SIGINT or SIGTERM."""
-    rclpy.init(args=sys.argv)
+    stop = threading.Event()
+    # rclpy's own handlers end the context, in a thread of their own, under whatever is waiting or being sent
+    rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
     node = ObjectPoints()
-    try:
-        rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except Exception:
-        if rclpy.ok():  # otherwise it is the end that a signal asked for, in the middle of a callback
-            raise
-    with contextlib.suppress(KeyboardInterrupt):
-        node.destroy_node()
+    while not stop.is_set():
+        rclpy.spin_once(node, timeout_sec=0.5)
+    node.destroy_node()
     rclpy.try_shutdown()
 
 

@@ -8,17 +8,18 @@ ros2 run ocdit_ros image_folder_publisher --ros-args -p folder:=photos -p rate:=
 
 from __future__ import annotations
 
-import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import rclpy
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
@@ -107,23 +108,23 @@ class ImageFolder(Node):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run until the last image is sent, SIGINT or SIGTERM."""
-    parent = os.getppid()
-    rclpy.init(args=arguments)
+    stop, parent = threading.Event(), os.getppid()
+    # rclpy's own handlers end the context, in a thread of their own, under whatever is waiting or being sent
+    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
     node = None
     try:
         node = ImageFolder()
         if node.end_with_parent:
             end_with(parent)
-        while not node.done:
-            rclpy.spin_once(node)
+        while not (node.done or stop.is_set()):
+            rclpy.spin_once(node, timeout_sec=0.5)
     except FolderError as error:
         sys.exit(f"image_folder_publisher: {error}")
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
     finally:
         if node is not None:
-            with contextlib.suppress(KeyboardInterrupt):
-                node.destroy_node()
+            node.destroy_node()
         rclpy.try_shutdown()
 
 
