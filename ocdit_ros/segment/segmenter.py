@@ -419,7 +419,7 @@ class Segmenter:
         crops = [(item.proposal.index, item.view) for item in refined]
         loose = [n for n in range(len(refined)) if n not in fixed]
         found = dict(zip(loose, self._candidates_of([refined[n] for n in loose], coarse, size), strict=True))
-        several = self._several([c for some in found.values() for c in some])
+        several = self._several([c for some in found.values() for c in some], size)
         for n, some in found.items():
             asked = whole = 0
             for candidate in some:
@@ -447,13 +447,13 @@ class Segmenter:
                 stays[n] = replace(refined[n], found=tuple(some))
         return {n: stays[n] for n in sorted(stays)}, places
 
-    def _several(self, candidates: list[Candidate]) -> set[int]:
+    def _several(self, candidates: list[Candidate], size: tuple[int, int]) -> set[int]:
         """id() of those that may be several copies which touch, where the network can tell them apart."""
         if not self.config.box_prompt or not self.settings.compare_sizes:
             return set()
         whole = [c for c in candidates if c.whole is None]
         diameters = [self._catalogue[c.index].diameter for c in whole]
-        doubtful = scale.may_be_several(whole, diameters, self.settings.mask_threshold)
+        doubtful = scale.may_be_several(whole, diameters, self.settings.mask_threshold, size)
         return {id(c) for c, doubt in zip(whole, doubtful, strict=True) if doubt}
 
     def _refine_look(
@@ -551,9 +551,11 @@ class Segmenter:
     def candidates(self, refined: Sequence[Refined], coarse: CoarseResult, size: tuple[int, int]) -> list[Candidate]:
         """Instances seen in the crops, with their evidence and scores."""
         found = [candidate for some in self._candidates_of(refined, coarse, size) for candidate in some]
-        return [candidate for candidate, _ in self._compared(found, coarse.indices)]
+        return [candidate for candidate, _ in self._compared(found, coarse.indices, size)]
 
-    def _compared(self, candidates: Sequence[Candidate], indices: Sequence[int]) -> list[tuple[Candidate, Candidate]]:
+    def _compared(
+        self, candidates: Sequence[Candidate], indices: Sequence[int], size: tuple[int, int]
+    ) -> list[tuple[Candidate, Candidate]]:
         """Candidates scored with what their sizes say about each other, each with the one that it was made of.
 
         What looks the same in two sizes is proposed under both names, if both were asked for: which of them the network
@@ -569,7 +571,7 @@ class Segmenter:
                 if (index := place.get(id(other))) is not None:
                     pairs.append((replace(candidate, index=index), candidate))
         diameters = [self._catalogue[c.index].diameter for c, _ in pairs]
-        for n, value in enumerate(scale.scale_evidence([c for c, _ in pairs], diameters, threshold)):
+        for n, value in enumerate(scale.scale_evidence([c for c, _ in pairs], diameters, threshold, size)):
             candidate, origin = pairs[n]
             evidence = replace(candidate.evidence, scale=float(value))
             pairs[n] = replace(candidate, evidence=evidence, score=self.scorer(evidence)), origin
@@ -631,7 +633,7 @@ class Segmenter:
                     len(coarse.indices),
                     coarse.completeness,
                 )
-        return [candidate for candidate, _ in self._compared(found, coarse.indices)]
+        return [candidate for candidate, _ in self._compared(found, coarse.indices, size)]
 
     def resolve(self, candidates: Sequence[Candidate], size: tuple[int, int]) -> list[Instance]:
         """Instances out of candidates: duplicates go, pixels are shared out, weak scores are left out."""

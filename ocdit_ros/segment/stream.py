@@ -594,7 +594,7 @@ def _pass(segmenter: Segmenter, frames: list[_Frame]) -> list[_Found]:
                 for item, some in zip(items, segmenter._candidates_of(items, frame.coarse, sizes[n]), strict=True):
                     candidates[n] += some
                     crop_of |= {id(candidate): item for candidate in some}
-                compared = segmenter._compared(candidates[n], frame.coarse.indices)
+                compared = segmenter._compared(candidates[n], frame.coarse.indices, sizes[n])
                 crops[n] = {id(candidate): crop_of[id(origin)] for candidate, origin in compared}
                 candidates[n] = [candidate for candidate, _ in compared]
     found = []
