@@ -19,6 +19,7 @@ from model_fixtures import denoise, live_model, random_query
 from PIL import Image, ImageDraw
 
 from ocdit_ros.model import ModelConfig, OCDiT, SamplerSettings, TemplateFeatures, load_checkpoint, save_checkpoint
+from ocdit_ros.segment.types import Evidence
 from ocdit_ros.train import command
 from ocdit_ros.train.dataset import (
     MixedSource,
@@ -727,6 +728,35 @@ def test_the_mean_of_checkpoints_is_exported(tmp_path, monkeypatch):
     wide = OCDiT(dataclasses.replace(config, width=2 * config.width))
     with pytest.raises(ValueError, match="networks of one shape"):
         mean_of(models[0], [wide])
+
+
+def test_scores_of_other_weights_are_exported_only_when_asked_for(tmp_path, monkeypatch, capsys):
+    score = {"evidence": list(Evidence.names()), "weights": [0.5] * len(Evidence.names()), "offset": 1.0}
+    save_checkpoint(tiny(), tmp_path / "fitted.safetensors", {"score": score, "calibration": {"x": 1}, "steps": 3})
+    save_checkpoint(tiny(), tmp_path / "new.safetensors", {"steps": 5, "started_from": {"score": score}})
+
+    def export(*words):
+        monkeypatch.setattr(sys, "argv", ["ocdit", "train", "export", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        return ended.value.code, "".join(capsys.readouterr())
+
+    new, out, fitted = (tmp_path / f"{name}.safetensors" for name in ("new", "out", "fitted"))
+    code, said = export(new, out)
+    assert not code and "has no fitted scores" in said
+    assert "score" not in load_checkpoint(out).provenance
+    code, said = export(new, out, "--scores-of", fitted)
+    assert not code and "no fitted scores" not in said
+    assert load_checkpoint(out).provenance == {
+        "score": score, "calibration": {"x": 1}, "steps": 5, "started_from": {"score": score},
+    }  # fmt: skip
+    newer = {**score, "offset": 2.0}
+    (tmp_path / "scores.json").write_text(json.dumps({"score": newer}))
+    assert not export(new, out, "--scores-of", fitted, "--provenance", tmp_path / "scores.json")[0]
+    assert load_checkpoint(out).provenance["score"] == newer
+    out.unlink()
+    code, said = export(new, out, "--scores-of", new)
+    assert "has no fitted scores; fit some" in f"{code}{said}" and not out.exists()
 
 
 def test_a_mean_keeps_the_box_prompt_that_others_lack():

@@ -115,6 +115,10 @@ def add_parser(subparsers: Any) -> None:
         help="export the mean of the weights of all these; config and provenance are those of the first",
     )  # fmt: skip
     export.add_argument("--provenance", help="JSON file whose entries are added to the provenance")
+    export.add_argument(
+        "--scores-of", metavar="CHECKPOINT",
+        help="take the fitted scores of these weights; two trainings compare only with the same scores",
+    )  # fmt: skip
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -407,11 +411,22 @@ def _export(args: argparse.Namespace) -> int:
     import torch
 
     from ocdit_ros.model import load_checkpoint, save_checkpoint
+    from ocdit_ros.segment import calibration, scoring
     from ocdit_ros.train.trainer import mean_of
 
     model = mean_of(load_checkpoint(args.checkpoint), [load_checkpoint(path) for path in args.mean_with])
-    extra = json.loads(Path(args.provenance).read_text(encoding="utf-8")) if args.provenance else {}
-    save_checkpoint(model, args.out, {**model.provenance, **extra}, torch.float16)
+    extra = {}
+    if args.scores_of:
+        given = load_checkpoint(args.scores_of).provenance
+        if scoring.METADATA_KEY not in given:
+            raise SystemExit(f"'{args.scores_of}' has no fitted scores; fit some (docs/evaluation.md)")
+        extra = {k: given[k] for k in (scoring.METADATA_KEY, calibration.METADATA_KEY) if k in given}
+    if args.provenance:
+        extra |= json.loads(Path(args.provenance).read_text(encoding="utf-8"))
+    provenance = {**model.provenance, **extra}
+    save_checkpoint(model, args.out, provenance, torch.float16)
+    if scoring.METADATA_KEY not in provenance:  # training leaves them behind, for they were fitted to other weights
+        print(f"'{args.out}' has no fitted scores: what it finds is scored by confidence alone (docs/evaluation.md)")
     return 0
 
 
