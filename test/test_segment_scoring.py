@@ -42,6 +42,16 @@ def test_fitted_scores_rank_better_and_are_calibrated():
     assert Scorer.from_metadata({"score": scorer.to_json()}) == scorer
 
 
+def test_no_evidence_is_fitted_to_speak_against_an_instance():
+    """The agreement of one sample with itself is 1 but for a few that happen to be right: an ensemble's is not."""
+    generator = np.random.default_rng(1)
+    evidence = generator.uniform(0.05, 0.95, (2000, 13))
+    correct = generator.uniform(size=2000) < 1 / (1 + np.exp(-Calibration.logit(evidence[:, 3])))
+    evidence[:, 1] = np.where(correct & (generator.uniform(size=2000) < 0.05), 0.9, 1.0)
+    weights = np.array(fit_scorer(evidence, correct).weights)
+    assert weights.min() == 0.0 == weights[1] and weights[3] == pytest.approx(1.0, abs=0.15)
+
+
 def test_scorers_that_cannot_be_used_are_refused():
     with pytest.raises(ValueError, match="13 weights"):
         Scorer((1.0,))

@@ -129,8 +129,9 @@ def fit_scorer(evidence: np.ndarray, correct: np.ndarray, penalty: float = 1.0) 
     """Logistic regression from evidence to correctness, by maximum likelihood with a quadratic penalty on the
     weights.
 
-    `evidence` is float [N, 11] in the order of Evidence.names(), `correct` bool [N]. Raises ValueError when
-    all detections are correct, or none is.
+    All evidence speaks for an instance, so no weight is negative: what hardly varies where scores are fitted, as the
+    agreement of one sample with itself, must not count against an ensemble later. `evidence` is float [N, 13] in the
+    order of Evidence.names(), `correct` bool [N]. Raises ValueError when all detections are correct, or none is.
     """
     inputs, correct = Scorer.inputs(evidence), np.asarray(correct, dtype=float)
     if correct.min(initial=1.0) == correct.max(initial=0.0):
@@ -143,5 +144,6 @@ def fit_scorer(evidence: np.ndarray, correct: np.ndarray, penalty: float = 1.0) 
         gradient = np.append(inputs.T @ residual + penalty * parameters[:-1], residual.sum())
         return float(value), gradient
 
-    found = optimize.minimize(loss, np.zeros(inputs.shape[1] + 1), jac=True, method="L-BFGS-B")
+    bounds = [(0.0, None)] * inputs.shape[1] + [(None, None)]
+    found = optimize.minimize(loss, np.zeros(inputs.shape[1] + 1), jac=True, method="L-BFGS-B", bounds=bounds)
     return Scorer(tuple(float(v) for v in found.x[:-1]), float(found.x[-1]))
