@@ -291,21 +291,6 @@ def test_the_rules_of_resolve_at_their_edges():
     assert [c.index for c, _ in extract.resolve(halves, 40, 40, 0.5, 1)] == [0, 1]
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_places_on_a_mask_are_compact_pieces_of_it_about_equally_large(count):
-    part = np.zeros((40, 90), bool)
-    part[5:25, 10:85] = True
-    part[25:38, 10:30] = True
-    pieces = extract.spots(part, count)
-    assert len(pieces) == count and (np.sum(pieces, axis=0) == part).all()
-    for piece in pieces:
-        assert 0.5 < piece.sum() * count / part.sum() < 1.6
-        width, height = extract.box_of(piece)[2:]
-        assert piece.sum() > 0.5 * width * height
-    assert all((a == b).all() for a, b in zip(pieces, extract.spots(part, count), strict=True)), "always the same"
-    assert extract.spots(part[:6, :11], count) == [], "two pixels have no places"
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_a_box_is_the_least_that_holds_the_mask(seed):
     rng = np.random.default_rng(seed)

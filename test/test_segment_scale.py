@@ -308,28 +308,23 @@ def test_a_whole_gives_way_to_its_pieces_where_their_sizes_fit_better(segmenter)
 
 
 @pytest.mark.parametrize(
-    ("answers", "others", "split"),
+    ("starts", "others", "split"),
     [
-        ([(0, 24), (24, 24)], 48, True),  # two masks, whose sizes fit the others' better
-        ([(0, 24), (24, 24)], 59, True),  # and a little better
-        ([(0, 24), (24, 24)], 96, False),  # and not
-        ([(0, 24), (10, 24)], 48, False),  # nearly the same mask twice: it is one thing
-        ([(0, 24)], 48, False),  # no answer at another place
-        ([(0, 24), (24, 24), (25, 23), (1, 23)], 48, True),  # the same two, twice
-        ([(0, 24), (24, 24), (25, 23), (0, 48)], 48, True),  # one answer that holds both, and sizes are clear
-        ([(0, 24), (24, 24), (25, 23), (0, 48)], 59, False),  # and are not
-        ([(0, 24), (24, 24), (0, 48), (0, 47)], 48, False),  # half of the answers hold both
+        ((0, 24), 48, True),  # two masks, whose sizes fit the others' better
+        ((0, 24), 59, True),  # and a little better
+        ((0, 24), 96, False),  # and not
+        ((0, 10), 48, False),  # the same mask twice: it is one thing
+        ((0,), 48, False),  # no answer in the other box
+        ((0, 15), 48, True),  # in between sizes have to be clear
+        ((0, 15), 59, False),
     ],
 )
-def test_what_the_network_shows_where_it_is_asked_for_one_says_whether_it_is_several(segmenter, answers, others, split):
+def test_what_the_network_shows_in_boxes_says_whether_it_is_several(segmenter, starts, others, split):
     whole = Candidate(0, 0.9, EVIDENCE, np.full((24, 48), 0.9, np.float32), 500, 500)
-    pieces = [
-        Candidate(0, 0.8, EVIDENCE, np.full((24, width), 0.9, np.float32), 500 + x, 500, whole, boxed=True)
-        for x, width in answers
-    ]
+    pieces = [dataclasses.replace(square(24, x), whole=whole, boxed=True) for x in starts]
     rest = [square(others, 200, index=3), square(others, 400, index=3)]
     found = [c for c, _ in segmenter._compared([whole, *pieces, *rest], (0, 3), SIZE) if c.index == 0]
-    assert at(*found) == ([0, 24] if split else [0]) and all(c.boxed == split for c in found)
+    assert [c.confidence.shape for c in found] == ([(24, 24)] * len(starts) if split else [(24, 48)])
 
 
 def test_necks_are_left_where_boxes_say_nothing(segmenter):

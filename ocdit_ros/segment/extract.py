@@ -170,22 +170,6 @@ def halves(part: np.ndarray) -> list[np.ndarray]:
     return ends if all(end.any() for end in ends) else []
 
 
-def spots(part: np.ndarray, count: int) -> list[np.ndarray]:
-    """`count` compact pieces of a part bool [H, W], about equally large (k-means of its pixels): places on it."""
-    from scipy.cluster.vq import kmeans2
-
-    points = np.argwhere(part)
-    if len(points) < 8 * count:
-        return []
-    _, numbers = kmeans2(points.astype(np.float64), count, minit="++", seed=0)
-    pieces = []
-    for number in range(count):
-        piece = np.zeros(part.shape, bool)
-        piece[tuple(points[numbers == number].T)] = True
-        pieces.append(piece)
-    return [piece for piece in pieces if piece.any()]
-
-
 def _near(part: np.ndarray, instance: np.ndarray, reach: float) -> bool:
     """Whether a square of this half side around a pixel of one reaches the other."""
     return bool((_grow(instance, max(int(reach), 2)) & part).any())

@@ -41,7 +41,7 @@ SAME_IOU = 0.5
 SPLIT_LEAD = 1.0
 #: The same for the network to be asked whether it is several.
 DOUBT = 0.7
-#: Answers to hints that are instances of their own have less than this share of the smaller one in common.
+#: Masks of instances that were asked for one by one have less than this share of the smaller one in common.
 APART = 0.3
 #: How many times as long as one of them copies that touch may be, together.
 SEVERAL = (1.3, 1.6, 2.0)
@@ -116,9 +116,9 @@ def settle_splits(candidates: Sequence[Candidate], origins: Sequence[Candidate],
     """Which candidates stay where some are pieces of others: bool [N].
 
     A whole gives way to its pieces (`extract.split`) where their sizes, by `Evidence.scale`, are likelier by
-    SPLIT_LEAD, on average. Where the network was asked for the one instance at several places, its answers say more:
-    there have to be two that differ (`told_apart`), and more that agree with them than that hold several of them; where
-    none does, likelier sizes are enough.
+    SPLIT_LEAD, on average. Where the network was asked for the instance in one box and in another, its answers say
+    more: of what is one, both show the same. Where they have less than APART in common, likelier sizes are enough;
+    where it is half or more, they are no pieces.
 
     Args:
         candidates: of one image, with that evidence.
@@ -131,23 +131,20 @@ def settle_splits(candidates: Sequence[Candidate], origins: Sequence[Candidate],
         if origin.whole is not None:
             pieces.setdefault((id(origin.whole), candidate.index, origin.boxed), []).append(n)
 
-    def kept(whole: int, own: list[int], boxed: bool) -> list[int]:
-        """Those of the pieces that stay in place of the whole; none where it stays."""
-        lead = SPLIT_LEAD
-        if boxed:
-            asked, (apart, bridges) = len(own), told_apart([candidates[n] for n in own], threshold)
-            own = [own[n] for n in apart]
-            if len(own) < 2 or 2 * bridges >= asked:
-                return []
-            lead = SPLIT_LEAD if bridges else 0.0
-        return own if own and odds[own].mean() - odds[whole] > lead else []
+    def better(whole: int, own: list[int], boxed: bool) -> bool:
+        if not own or (boxed and len(own) < 2):
+            return False
+        common = _most_in_common([candidates[n] for n in own], threshold) if boxed else 1.0
+        lead = 0.0 if common < APART else SPLIT_LEAD
+        return bool(odds[own].mean() - odds[whole] > lead) and not (boxed and common >= 0.5)
 
     stays = [False] * len(candidates)
     open_questions = [n for n, origin in enumerate(origins) if origin.whole is None]
     while open_questions:
         n = open_questions.pop()
         for boxed in (True, False):
-            if own := kept(n, pieces.get((id(origins[n]), candidates[n].index, boxed), []), boxed):
+            own = pieces.get((id(origins[n]), candidates[n].index, boxed), [])
+            if better(n, own, boxed):
                 open_questions += own
                 break
         else:
@@ -155,21 +152,14 @@ def settle_splits(candidates: Sequence[Candidate], origins: Sequence[Candidate],
     return stays
 
 
-def told_apart(candidates: Sequence[Candidate], threshold: float) -> tuple[list[int], int]:
-    """Which of the answers to hints about one mask are instances of their own, best score first, and how many of the
-    others hold several of these.
-
-    Instances of their own have less than APART of the smaller one in common.
-    """
+def _most_in_common(candidates: Sequence[Candidate], threshold: float) -> float:
+    """Largest overlap of two of them, relative to the smaller one."""
     masks = [c.confidence > threshold for c in candidates]
-    areas = [max(int(mask.sum()), 1) for mask in masks]
-    apart, bridges = list[int](), 0
-    for n in sorted(range(len(candidates)), key=lambda n: -candidates[n].score):
-        common = {k: common_pixels(candidates[n], masks[n], candidates[k], masks[k]) for k in apart}
-        if all(pixels < APART * min(areas[n], areas[k]) for k, pixels in common.items()):
-            apart.append(n)
-        bridges += sum(pixels >= 0.5 * areas[k] for k, pixels in common.items()) > 1
-    return apart, bridges
+    shares = [
+        common_pixels(candidates[a], masks[a], candidates[b], masks[b]) / max(min(masks[a].sum(), masks[b].sum()), 1)
+        for a, b in combinations(range(len(candidates)), 2)
+    ]
+    return float(max(shares, default=0.0))
 
 
 def same_things(candidates: Sequence[Candidate], threshold: float) -> np.ndarray:

@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 
 #: Below this score a candidate does not get a better crop.
 REFRAME_SCORE = 0.05
-#: Hints about what may be several copies, beside its ends, and the side of what is shown with each, relative to it.
-SPOTS = 4
-HINT_FRAME = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -403,8 +400,7 @@ class Segmenter:
         A crop is framed by what the coarse pass saw, which may be a part of the instance or more than it. The mask
         found in it says where the instance is: where the crop around that mask overlaps the one that was looked at by
         less than `settings.reframe`, it is looked at instead, once. Where a mask is so large, for what else is in view,
-        that it may be several copies which touch, a network that takes boxes is asked for the one instance at either
-        end of it and at some places on it.
+        that it may be several copies which touch, a network that takes boxes looks for one in either half of it.
         """
         stays, places = self._again(refined, coarse, rgb.shape[:2])
         return [*stays.values(), *self.refine(rgb, coarse, places)]
@@ -431,20 +427,14 @@ class Segmenter:
                 if candidate.whole is not None or candidate.score < REFRAME_SCORE or not mask.any():
                     continue
                 whole += 1
-                box = _box_in_image(candidate, mask)
                 if id(candidate) in several:
                     pieces = [(c, c.confidence > settings.mask_threshold) for c in some if c.whole is candidate]
                     pieces = pieces or [(candidate, end) for end in extract.halves(mask)]
-                    pieces += [(candidate, spot) for spot in extract.spots(mask, SPOTS)]
-                    hints = [_box_in_image(c, piece) for c, piece in pieces if piece.any()]
-                    if hints and len(places) + len(hints) <= settings.max_crops:
-                        side = HINT_FRAME * max(box[2:])
-                        frames = [(x + w / 2 - side / 2, y + h / 2 - side / 2, side, side) for x, y, w, h in hints]
-                        places += [
-                            replace(refined[n].proposal, box=frame, prompt=hint, whole=candidate)
-                            for frame, hint in zip(frames, hints, strict=True)
-                        ]
+                    boxes = [_box_in_image(c, piece) for c, piece in pieces if piece.any()]
+                    if boxes and len(places) + len(boxes) <= settings.max_crops:
+                        places += [replace(refined[n].proposal, box=b, prompt=b, whole=candidate) for b in boxes]
                         continue
+                box = _box_in_image(candidate, mask)
                 crop = crop_around(box, settings.crop_scale, settings.crop_size, *size)
                 if (
                     all(index != candidate.index or crop.overlap(view) < settings.reframe for index, view in crops)
@@ -601,7 +591,7 @@ class Segmenter:
             row, query = item.proposal.row, item.proposal.query
             maps = np.stack([coarse.confidence[row, query], rivals.of(row), (owned >= 0) & (owned != row)])
             before, rival, others = np.nan_to_num(align(maps.astype(np.float32), coarse.view, item.view))
-            target = item.view.box_on_canvas(item.proposal.prompt or item.proposal.box)
+            target = item.view.box_on_canvas(item.proposal.box)
             some = []
             for member in np.moveaxis(item.members, 1, 0):  # queries
                 some += self._parts(
