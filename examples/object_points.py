@@ -22,9 +22,7 @@ consumers that wait for the mask less long. Nothing is made that nobody listens 
 from __future__ import annotations
 
 import array
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +35,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 
 from ocdit_ros.node.images import ImageError, to_rgb
 from ocdit_ros.node.messages import image_message
+from ocdit_ros.node.process import asked_to_end
 
 TOPICS = {"image": Image, "depth": Image, "camera_info": CameraInfo, "mask": Image}
 
@@ -166,11 +165,8 @@ class ObjectPoints(Node):
 
 def main() -> None:
     """Run until SIGINT or SIGTERM."""
-    stop = threading.Event()
-    # rclpy's own handlers end the context, in a thread of their own, under whatever is waiting or being sent
     rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = asked_to_end()
     node = ObjectPoints()
     while not stop.is_set():
         rclpy.spin_once(node, timeout_sec=0.5)

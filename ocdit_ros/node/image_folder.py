@@ -9,9 +9,7 @@ ros2 run ocdit_ros image_folder_publisher --ros-args -p folder:=photos -p rate:=
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from std_msgs.msg import Header
 
 from ocdit_ros.node.images import ImageError, decode
 from ocdit_ros.node.messages import image_message
-from ocdit_ros.node.process import end_with
+from ocdit_ros.node.process import asked_to_end, end_with
 from ocdit_ros.templates import IMAGE_FORMATS, MeshError, resolve
 from ocdit_ros.templates.source import read_file
 
@@ -108,11 +106,9 @@ class ImageFolder(Node):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run until the last image is sent, SIGINT or SIGTERM."""
-    stop, parent = threading.Event(), os.getppid()
-    # rclpy's own handlers end the context, in a thread of their own, under whatever is waiting or being sent
+    parent = os.getppid()
     rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = asked_to_end()
     node = None
     try:
         node = ImageFolder()

@@ -1,7 +1,9 @@
 # Copyright 2026 ocdit_ros contributors
 #
 # SPDX-License-Identifier: Apache-2.0
-"""The end of a node whose starter is gone: launch leaves its nodes running when it gets SIGTERM or is killed."""
+"""How the process of a node ends: on a signal, and with its starter, for launch leaves its nodes running when it gets
+SIGTERM or is killed.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,22 @@ import contextlib
 import ctypes
 import os
 import signal
+import threading
 
 #: prctl(2): the signal that a process gets when the thread that made it ends.
 _PR_SET_PDEATHSIG = 1
+
+
+def asked_to_end() -> threading.Event:
+    """Set by SIGINT or SIGTERM from now on, which do nothing else; for the main thread.
+
+    Give `rclpy.init` SignalHandlerOptions.NO: its own handlers end the context, in a thread of their own, under the
+    feet of the callbacks and of whatever is waiting.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
 
 
 def end_with(parent: int, number: signal.Signals = signal.SIGTERM) -> None:

@@ -27,9 +27,9 @@ THREADS = 6
 
 def main(arguments: Sequence[str] | None = None, make_segmenter: Factory | None = None) -> None:
     """Run the node; SIGINT and SIGTERM end it cleanly within a few seconds, with exit status 0."""
-    stop, parent = threading.Event(), os.getppid()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    for number in numbers:  # until there is something to clean up; the imports alone take seconds
+    parent = os.getppid()
+    # until there is something to clean up; the imports alone take seconds
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))
 
     import rclpy
@@ -40,15 +40,13 @@ def main(arguments: Sequence[str] | None = None, make_segmenter: Factory | None 
 
     from ocdit_ros.node.backend import from_parameters
     from ocdit_ros.node.lifecycle_node import PATIENCE, SegmentNode
-    from ocdit_ros.node.process import end_with
+    from ocdit_ros.node.process import asked_to_end, end_with
 
-    # rclpy's own handlers would end the context under the feet of the callbacks, before anything is freed.
     try:
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # a parameter file that is not there or no YAML, an unknown --ros-args, no keystore
         sys.exit(f"segment_node: {error}{_security_hint()}")
-    for number in numbers:
-        signal.signal(number, lambda *_: stop.set())
+    stop = asked_to_end()
     try:
         node = SegmentNode(make_segmenter or from_parameters)
     # A parameter of rclpy itself, use_sim_time, of a wrong type; no participant, for want of security for example

@@ -86,14 +86,15 @@ def _ratios(
     """Ratios r of `scale_evidence` [S, N], were x smaller by each of the shifts; 1 where nothing can be said."""
     if len(candidates) < 2:
         return np.ones((len(shifts), len(candidates)))
-    extent, row, cut = np.array([_place(c, threshold, size) for c in candidates]).T
+    places = [_place(c, threshold, size) for c in candidates]
+    extent, row, cut = (np.array(values) for values in zip(*places, strict=True))
     x = np.log(extent / diameters)
     things = same_things(candidates, threshold)
     slack = max(1.0, 0.5 * (RANGE - np.ptp(x)))
     shared = np.arange(x.min() - slack, x.max() + slack, 0.04)
     anything = 1.0 / np.ptp(shared)
     deviation = x[:, None, None] - SLOPES[:, None] * row[:, None, None] - shared  # [N, B, M]
-    likely = [_density(deviation - shift, cut > 0) for shift in shifts]
+    likely = [_density(deviation - shift, cut) for shift in shifts]
     right = likely[shifts.index(0.0)]
     belief = np.array([_belief(c) for c in candidates])
     counts = np.array([belief[things == t].sum() for t in things])
