@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import array
 import contextlib
-import ctypes
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,6 +42,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FAKE_NODE = [sys.executable, str(Path(__file__).with_name("fake_segment_node.py"))]
 REAL_NODE = [sys.executable, "-m", "ocdit_ros.node.segment_node"]
 
+#: A program does not outlive tests that were killed. Not by preexec_fn: Python code between fork and exec can wait for
+#: ever for a lock that one of the threads of DDS held at the fork, and Popen then waits for it.
+BOUND = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 
@@ -61,10 +65,6 @@ def environment(**changes: str) -> dict[str, str]:
     }
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
 def wait_until(condition: Any, timeout: float, what: str) -> Any:
     """The first true value of `condition()`."""
     deadline = time.monotonic() + timeout
@@ -81,14 +81,13 @@ class Program:
     def __init__(self, command: list[str], **variables: str) -> None:
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            command,
+            [*BOUND, *command],
             env=environment(**variables),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

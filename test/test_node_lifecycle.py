@@ -6,6 +6,7 @@
 The segmenter is the one of node_fakes.py: the first object is whatever is red, the second green, the third blue.
 """
 
+import ctypes
 import itertools
 import signal
 import subprocess
@@ -709,6 +710,19 @@ def test_a_signal_ends_the_process_cleanly(start, meshes, number, moment, signal
         one.call_async(Trigger, "segment", Trigger.Request())
         time.sleep(0.5)
     one.program.send(signal_number)
+    assert one.program.wait(15) == 0, one.program.text
+    assert "Traceback" not in one.program.text
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tgkill is Linux's")
+def test_a_signal_that_another_thread_gets_ends_the_process(start, meshes):
+    """The kernel chooses the thread, mostly but not always the first."""
+    one = start({"models_dir": str(meshes), "autostart": True})
+    one.program.wait_for("active, waiting for images")
+    process = one.program.process.pid
+    threads = sorted(int(task.name) for task in Path(f"/proc/{process}/task").iterdir())
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.tgkill(process, threads[-1], int(signal.SIGINT)) == 0
     assert one.program.wait(15) == 0, one.program.text
     assert "Traceback" not in one.program.text
 

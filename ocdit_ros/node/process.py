@@ -11,19 +11,45 @@ import contextlib
 import ctypes
 import os
 import signal
-import threading
+import time
 
 #: prctl(2): the signal that a process gets when the thread that made it ends.
 _PR_SET_PDEATHSIG = 1
 
 
-def asked_to_end() -> threading.Event:
+class Asked:
+    """Whether something has been asked for, by a signal for example: setting it takes no lock, and so cannot wait for
+    the thread that it interrupts, as `threading.Event.set` can.
+    """
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        """It has been asked for."""
+        self._set = True
+
+    def is_set(self) -> bool:
+        """Whether it has."""
+        return self._set
+
+    def wait(self) -> None:
+        """Until it has.
+
+        Looks ten times a second: the kernel may hand a signal to any thread of the process, and Python, whose handlers
+        run in the main thread alone, does not wake that from a wait without end.
+        """
+        while not self._set:
+            time.sleep(0.1)
+
+
+def asked_to_end() -> Asked:
     """Set by SIGINT or SIGTERM from now on, which do nothing else; for the main thread.
 
     Give `rclpy.init` SignalHandlerOptions.NO: its own handlers end the context, in a thread of their own, under the
     feet of the callbacks and of whatever is waiting.
     """
-    stop = threading.Event()
+    stop = Asked()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     return stop
