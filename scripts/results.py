@@ -43,10 +43,14 @@ METHODS: dict[str, list[str]] = {
     MIRRORED: ["--augmentations", "2"],
     ENSEMBLE: ["--ensemble", "3"],
 }
+#: The default once more with other noise, where there are so few images that it decides much.
+OTHER_NOISES = {f"default, noise of seed {seed}": ["--seed", str(seed)] for seed in (1, 2)}
+METHODS |= OTHER_NOISES
 HELD_OUT, SINGLE, COPIES = "held-out synthetic", "one copy of each object", "2 to 5 copies of an object"
 TWINS, PARTIAL = "objects in two sizes", "two fifths of what is in view asked for"
 CAMERA = "held-out synthetic at 640x480"  # what a camera gives; the others have 256x256 pixels
 MADE = (SINGLE, COPIES, TWINS, PARTIAL)  # sets made for one question each
+SMALL = ("real_dev", "pbr_dev")  # sets of which no more can be made
 OBJECTS = (1, 8, 21, 100)
 
 
@@ -97,6 +101,8 @@ def main() -> int:
     for name, where in data_sets(options, failures).items():
         for method, extra in METHODS.items():
             if method in options.skip or (name in MADE and method != DEFAULT):
+                continue
+            if method in OTHER_NOISES and name not in SMALL:
                 continue
             folder = work / slug(name) / slug(method)
             words = ["ocdit_ros.cli", "evaluate", *where, *extra, *common, "--resume", "--out", str(folder)]
@@ -185,7 +191,9 @@ def page(
         f"Written by `scripts/results.py`; how the numbers come about: [evaluation.md](evaluation.md). {note}",
         "",
         "Thresholds and score calibration come from held-out synthetic scenes; real_dev and pbr_dev are only measured.",
-        "real_dev has 8 photographs: differences below 5 points of AP mean little there.",
+        "real_dev has 8 photographs, and half of its objects are in one or two of them: the noise alone that the "
+        "sampler starts from moves its AP by ten points. What is claimed of it is the mean of the noises that were "
+        "tried; a row is one of them.",
         "",
         "AP, AP50, AR: COCO's as BOP defines them for 2D segmentation. ECE: expected calibration error of the scores, "
         "and what it would be by chance if they were perfect. Found, wrong and absent: at the score threshold of the "
@@ -260,13 +268,16 @@ def requirements(results: dict[str, dict[str, dict[str, Any]]], timing: Sequence
 
     for name in ("real_dev", "pbr_dev", HELD_OUT, CAMERA):
         rows = results.get(name, {})
+        noises = [rows[m] for m in (DEFAULT, *OTHER_NOISES) if m in rows]
+        ap, spread = mean_ap(noises)
         if COARSE in rows and DEFAULT in rows:
-            a, b = rows[COARSE]["AP"], rows[DEFAULT]["AP"]
-            claim(f"{name}: refinement raises AP by a third", f"{percent(a)} to {percent(b)}", b >= 4 / 3 * a)
+            a = rows[COARSE]["AP"]
+            claim(f"{name}: refinement raises AP by a third", f"{percent(a)} to {percent(ap)}{spread}", ap >= 4 / 3 * a)
         if DEFAULT in rows and ENSEMBLE in rows:
-            a, b = rows[DEFAULT]["AP"], rows[ENSEMBLE]["AP"]
-            claim(f"{name}: the ensemble does not hurt", f"{percent(a)} to {percent(b)}", b >= a - 0.005)
-        if DEFAULT in rows and (rate := absent(rows[DEFAULT])) is not None:
+            b = rows[ENSEMBLE]["AP"]
+            claim(f"{name}: the ensemble does not hurt", f"{percent(ap)}{spread} to {percent(b)}", b >= ap - 0.005)
+        if DEFAULT in rows and None not in (rates := [absent(r) for r in noises]):
+            rate = sum(r for r in rates if r is not None) / len(rates)
             claim(f"{name}: at most 5 % of absent objects reported", percent(rate), rate <= 0.05)
         if DEFAULT in rows and (error := rows[DEFAULT]["ECE"]) is not None:
             chance = f"{percent(error)} ({percent(rows[DEFAULT]['ECE_by_chance'])} by chance)"
@@ -285,6 +296,14 @@ def requirements(results: dict[str, dict[str, dict[str, Any]]], timing: Sequence
         claim("the coarse pass grows with the number of groups", f"{last / first:.2f} times the time of a group at "
               f"{timing[-1]['objects']} objects as at {timing[1]['objects']}", last <= 1.5 * first)  # fmt: skip
     return lines
+
+
+def mean_ap(noises: Sequence[dict[str, Any]]) -> tuple[float, str]:
+    """Mean AP of runs that differ in nothing but noise, and how far they lie apart, in words."""
+    if len(noises) < 2:
+        return (noises[0]["AP"] if noises else 0.0), ""
+    values = [r["AP"] for r in noises]
+    return sum(values) / len(values), f" ({len(values)} noises: {percent(min(values))} to {percent(max(values))})"
 
 
 def objects(rows: dict[str, dict[str, Any]]) -> list[str]:

@@ -58,6 +58,17 @@ def test_claims_are_judged_by_the_numbers(script):
         assert set(said.values()) == {holds}
 
 
+def test_a_small_set_is_judged_by_the_mean_of_its_noises(script):
+    first, second = script.OTHER_NOISES
+    rows = {script.COARSE: scores(0.3), script.DEFAULT: scores(0.6), first: scores(0.3, fired=6), second: scores(0.27)}
+    said = script.requirements({"real_dev": rows}, [])
+    assert "30.0 % to 39.0 % (3 noises: 27.0 % to 60.0 %) | **no** |" in said[0]
+    assert "| 5.3 % | **no** |" in said[1]
+    rows[script.ENSEMBLE] = scores(0.39)
+    said = script.requirements({"real_dev": rows}, [])
+    assert "39.0 % (3 noises: 27.0 % to 60.0 %) to 39.0 % | yes |" in said[1]
+
+
 def test_copies_and_growth_are_judged_by_the_numbers(script):
     one, many = scores(0.4, found=50, instances=100), scores(0.3, found=40, instances=100)
     few = scores(0.3, found=39, instances=100)
