@@ -279,9 +279,10 @@ def requirements(results: dict[str, dict[str, dict[str, Any]]], timing: Sequence
         if DEFAULT in rows and None not in (rates := [absent(r) for r in noises]):
             rate = sum(r for r in rates if r is not None) / len(rates)
             claim(f"{name}: at most 5 % of absent objects reported", percent(rate), rate <= 0.05)
-        if DEFAULT in rows and (error := rows[DEFAULT]["ECE"]) is not None:
-            chance = f"{percent(error)} ({percent(rows[DEFAULT]['ECE_by_chance'])} by chance)"
-            claim(f"{name}: calibration error of at most 5 %", chance, error <= 0.05)
+        if DEFAULT in rows and (errors := [(r["ECE"], r["ECE_by_chance"]) for r in noises if r["ECE"] is not None]):
+            error, chance = (sum(values) / len(errors) for values in zip(*errors, strict=True))
+            text = f"{percent(error)} ({percent(chance)} by chance)"
+            claim(f"{name}: calibration error of at most 5 %", text, error <= 0.05)
     pair = [results.get(name, {}).get(DEFAULT) for name in (SINGLE, COPIES)]
     if pair[0] and pair[1]:
         one, many = (r["found"] / r["instances"] for r in pair if r)

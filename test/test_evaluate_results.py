@@ -60,10 +60,12 @@ def test_claims_are_judged_by_the_numbers(script):
 
 def test_a_small_set_is_judged_by_the_mean_of_its_noises(script):
     first, second = script.OTHER_NOISES
-    rows = {script.COARSE: scores(0.3), script.DEFAULT: scores(0.6), first: scores(0.3, fired=6), second: scores(0.27)}
+    rows = {script.COARSE: scores(0.3), script.DEFAULT: scores(0.6)}
+    rows |= {first: scores(0.3, fired=6), second: scores(0.27, error=0.08)}
     said = script.requirements({"real_dev": rows}, [])
     assert "30.0 % to 39.0 % (3 noises: 27.0 % to 60.0 %) | **no** |" in said[0]
     assert "| 5.3 % | **no** |" in said[1]
+    assert "| 6.0 % (2.0 % by chance) | **no** |" in said[2]
     rows[script.ENSEMBLE] = scores(0.39)
     said = script.requirements({"real_dev": rows}, [])
     assert "39.0 % (3 noises: 27.0 % to 60.0 %) to 39.0 % | yes |" in said[1]
